@@ -1,0 +1,57 @@
+# One entry point for people and for CI. `make help` lists the targets.
+PYTHON  ?= python3
+VENV    ?= .venv
+PIP_ARGS ?=
+EXTRAS  ?= dev,bench
+BIN     := $(VENV)/bin
+export QUANT_HOME ?= $(CURDIR)/.quant
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo chain test lint format dev mlflow bench clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-8s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamp depends on what decides the environment, so a changed lock installs again and nothing else does.
+$(VENV)/.installed: pyproject.toml requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time) ..."
+	@# torch first and alone, so that pip settles on its CPU build before anything else asks for a torch
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c requirements.lock "$$(grep '^torch==' requirements.lock)"
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c requirements.lock -e ".[$(EXTRAS)]"
+	@touch $@
+
+setup: $(VENV)/.installed ## create the environment from requirements.lock
+
+demo: $(VENV)/.installed ## run the whole chain on the sample, then five nights, and say what came out
+	@$(BIN)/python -m quant_assets.demo
+
+chain: $(VENV)/.installed ## the main job on your own source (FIRST=2022-03-03 LAST=2024-12-31)
+	@$(BIN)/python -m quant_assets.launch chain_job $(if $(FIRST),--first $(FIRST)) $(if $(LAST),--last $(LAST))
+
+test: $(VENV)/.installed ## run the tests (PYTEST_ARGS="-k bars" narrows)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed ## formatting, lint, types, import floors
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.installed ## format and fix what can be fixed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+dev: $(VENV)/.installed ## the Dagster UI with its daemon on QUANT_HOME
+	@mkdir -p $(QUANT_HOME)/dagster && cp dagster.yaml $(QUANT_HOME)/dagster/dagster.yaml
+	@DAGSTER_HOME=$(QUANT_HOME)/dagster $(BIN)/dagster dev -w workspace.yaml $(DEV_ARGS)
+
+mlflow: $(VENV)/.installed ## the MLflow UI on the same models
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(QUANT_HOME)/mlflow.db
+
+bench: $(VENV)/.installed ## every benchmark, each ends in one line of JSON
+	@for module in $$(ls benchmarks | sed -n 's/^\([a-z][a-z_]*\)\.py$$/\1/p'); do \
+	  echo "== $$module"; $(BIN)/python -m benchmarks.$$module || exit 1; done
+
+clean: ## remove the environment (QUANT_HOME stays)
+	@rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,20 @@
+"""Bringing market data in, and the whole chain at once."""
+
+import dagster as dg
+
+from quant_assets.partitions import BRINGS_FEATURES_TAG
+
+ingest_job = dg.define_asset_job(
+    "ingest_job",
+    selection=dg.AssetSelection.groups("market"),
+    description="Bars, news, minute bars and the security master of a session or a range of sessions.",
+    executor_def=dg.in_process_executor,
+)
+
+chain_job = dg.define_asset_job(
+    "chain_job",
+    selection=dg.AssetSelection.groups("market", "features", "models", "serving"),
+    description="The main job: the whole chain for a range of sessions, from raw data to signals of that range.",
+    tags={BRINGS_FEATURES_TAG: "true"},
+    executor_def=dg.in_process_executor,
+)

@@ -1,0 +1,100 @@
+"""The only place that composes: assets, checks, jobs, schedules, sensors and the resources of this deployment.
+
+Belongs here: wiring. Does not belong here: any logic. `dagster dev`, `workspace.yaml` and the tests all load this.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import dagster as dg
+
+# Single-run backfills and freshness policies are marked beta or preview in Dagster 1.13; the graph rests on them
+# knowingly, and a warning per asset would bury the messages that matter.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+from jobs import ingest, maintenance, nightly, training  # noqa: E402
+from quant_assets.features import assets as feature_assets  # noqa: E402
+from quant_assets.features import checks as feature_checks  # noqa: E402
+from quant_assets.features import tables as feature_tables  # noqa: E402
+from quant_assets.market import assets as market_assets  # noqa: E402
+from quant_assets.market import checks as market_checks  # noqa: E402
+from quant_assets.market import tables as market_tables  # noqa: E402
+from quant_assets.models import assets as model_assets  # noqa: E402
+from quant_assets.partitions import settings  # noqa: E402
+from quant_assets.serving import assets as serving_assets  # noqa: E402
+from quant_assets.serving import tables as serving_tables  # noqa: E402
+from quant_assets.table_checks import stored_table_check  # noqa: E402
+from quant_resources.alerts import LogAlerts  # noqa: E402
+from quant_resources.iceberg import TableSpec, Warehouse  # noqa: E402
+from quant_resources.io_manager import IcebergIOManager  # noqa: E402
+from quant_resources.registry import ModelRegistry  # noqa: E402
+from quant_resources.sources import open_source  # noqa: E402
+from sensors import automation, failures  # noqa: E402
+
+TABLE_MODULES = (market_tables, feature_tables, serving_tables)
+ASSET_MODULES = (market_assets, feature_assets, model_assets, serving_assets)
+CHECK_MODULES = (market_checks, feature_checks)
+
+
+def table_specs(modules: tuple[ModuleType, ...] = TABLE_MODULES) -> dict[dg.AssetKey, TableSpec]:
+    """Every `TableSpec` that the layers declare, by asset key."""
+    return {
+        dg.AssetKey(value.name.split(".")): value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, TableSpec)
+    }
+
+
+def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Definitions:
+    """The whole graph.
+
+    Args:
+        resource_overrides: resources that replace those of the deployment by name (`warehouse`, `source`,
+            `registry`, `alerts`, `io_manager`); tests pass a temporary warehouse here.
+    """
+    config = settings()
+    overrides = dict(resource_overrides or {})
+    warehouse = overrides.get("warehouse") or Warehouse(config.home)
+    source = overrides.get("source") or open_source(config)
+    tables = table_specs()
+    assets = [
+        asset
+        for asset in dg.load_assets_from_modules(ASSET_MODULES, include_specs=True)
+        if source.has_minute_bars or asset.key != dg.AssetKey(["market", "minute_bars"])
+    ]
+    present = {asset.key for asset in assets}
+    return dg.Definitions(
+        assets=assets,
+        asset_checks=[
+            *dg.load_asset_checks_from_modules(CHECK_MODULES),
+            *(stored_table_check(spec) for key, spec in tables.items() if key in present),
+        ],
+        jobs=[
+            ingest.chain_job,
+            ingest.ingest_job,
+            training.train_job,
+            nightly.daily_signals_job,
+            maintenance.maintenance_job,
+        ],
+        schedules=[nightly.daily_signals_schedule, maintenance.maintenance_schedule],
+        sensors=[failures.run_failure_sensor, automation.feature_automation],
+        resources={
+            "warehouse": warehouse,
+            "source": source,
+            "registry": ModelRegistry(config.home),
+            "alerts": LogAlerts(alerts_file=str(config.home / "alerts.jsonl")),
+            "io_manager": IcebergIOManager(warehouse, tables),
+            **overrides,
+        },
+        # Materializing from the UI runs in one process too; heavy assets bring their own.
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()

@@ -1,0 +1,123 @@
+"""The front door: `python -m quant_assets.demo` runs the whole chain on the sample, then five nights.
+
+Belongs here: launching jobs as a person or the schedule would, progress, and a summary. Does not belong here: any
+work; every number comes out of the assets.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import time
+from zoneinfo import ZoneInfo
+
+NIGHTS = 5
+
+
+def main() -> int:
+    """Run the chain up to six sessions before the sample's end, replay five nights, print what came out."""
+    started = time.monotonic()
+    from quant_resources.settings import SettingsError, ensure_home, load_settings
+
+    try:
+        settings = load_settings()
+        if settings.source != "sample":
+            raise SettingsError(
+                f"QUANT_SOURCE={settings.source}: the demo runs on the bundled sample. Unset QUANT_SOURCE, and give the "
+                "demo a QUANT_HOME of its own if yours holds other data."
+            )
+        ensure_home(settings)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"Data, models and reports go to {settings.home}", flush=True)
+
+    import dagster as dg
+
+    from quant_assets.definitions import defs
+    from quant_assets.launch import RANGE_TAGS, open_instance, run_job
+    from quant_assets.partitions import CALENDAR, FIRST_SESSION, LAST_SESSION
+
+    assert LAST_SESSION is not None
+    until = CALENDAR.shift(LAST_SESSION, -NIGHTS)
+    with open_instance(settings) as instance:
+        print(f"\nThe chain, {FIRST_SESSION} to {until} (chain_job, one run for all sessions)")
+        tags = dict(zip(RANGE_TAGS, (FIRST_SESSION.isoformat(), until.isoformat()), strict=True))
+        if not run_job(defs, instance, "chain_job", tags=tags):
+            return 1
+        schedule = defs.resolve_schedule_def("daily_signals_schedule")
+        repository = defs.get_repository_def()
+        for session in CALENDAR.sessions(until + dt.timedelta(days=1), LAST_SESSION):
+            # What the daemon does at 16:30 New York: ask the schedule, launch what it requests.
+            tick = dt.datetime.combine(session, dt.time(16, 30), ZoneInfo("America/New_York"))
+            context = dg.build_schedule_context(
+                instance=instance, scheduled_execution_time=tick, repository_def=repository
+            )
+            decision = schedule.evaluate_tick(context)
+            for request in decision.run_requests or []:
+                print(f"\nNight of {session} (daily_signals_schedule, run key {request.run_key})")
+                run_tags = {
+                    **request.tags,
+                    "dagster/schedule_name": schedule.name,
+                    "dagster/run_key": str(request.run_key),
+                }
+                if not run_job(
+                    defs, instance, "daily_signals_job", tags=run_tags, partition_key=request.partition_key
+                ):
+                    return 1
+            if decision.skip_message:
+                print(f"\nNight of {session}: skipped, {decision.skip_message}")
+        _summary()
+    print(
+        f"\nDone in {time.monotonic() - started:.0f} s. Look at it: make dev   (QUANT_HOME={settings.home})"
+    )
+    return 0
+
+
+def _summary() -> None:
+    """Tables, models, signals, files."""
+    from quant_assets.definitions import table_specs
+    from quant_assets.partitions import LAST_SESSION, settings
+    from quant_assets.serving.tables import LIVE_SIGNALS
+    from quant_resources.iceberg import Warehouse
+    from quant_resources.registry import ModelRegistry
+
+    home = settings().home
+    warehouse = Warehouse(home)
+    print("\nTables" + " " * 24 + "rows  snapshot              snapshots")
+    for spec in table_specs().values():
+        if warehouse.exists(spec):
+            rows = warehouse.table(spec).scan().count()
+            print(
+                f"  {spec.name:22s} {rows:>9,}  {warehouse.snapshot_id(spec):<20}  {len(warehouse.snapshots(spec)):>9}"
+            )
+    print("\nModels (out of sample: AUC [95 %], Brier against the base rate's)")
+    registry = ModelRegistry(home)
+    for name in ("mlp_technical", "mlp_sentiment"):
+        champion = registry.champion(name)
+        metrics = registry.client.get_run(champion.run_id).data.metrics
+        for side in ("long", "short"):
+            m = {k.removeprefix(f"out_of_sample.{side}."): v for k, v in metrics.items()}
+            print(
+                f"  {name} v{champion.version} {side:5s}  AUC {m['auc']:.3f} [{m['auc_low']:.3f}, {m['auc_high']:.3f}]"
+                f"  Brier {m['brier']:.4f} (base rate {m['base_rate.brier']:.4f}, logistic {m['logistic_regression.brier']:.4f})"
+            )
+    print(
+        "  An AUC near 0.5 is what these prices hold; the sample's news are simulated and contain no alpha."
+    )
+    signals = warehouse.read(LIVE_SIGNALS, LAST_SESSION, LAST_SESSION)
+    print(f"\nSignals of {LAST_SESSION}, to be traded at the next open")
+    for row in signals.to_pylist():
+        print(
+            f"  {row['strategy']:26s} {row['symbol']:5s} {row['side']:5s} {row['target_shares']:>6.0f} shares  "
+            f"P(long) {row['probability_long']:.3f}  P(short) {row['probability_short']:.3f}  "
+            f"{row['model']} v{row['model_version']}"
+        )
+    print(f"\nSignal files   {settings().signals_dir}/<strategy>/<session>.csv")
+    print(f"Model reports  {settings().reports_dir}/models/<model>-v<version>.html")
+    print("Plots          on each asset's page in the Dagster UI (make dev)")
+    print("Models         make mlflow")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Layer 2. What a model sees of a session (indicators, sentiment) and what it learns from (labels)."""

@@ -1,0 +1,133 @@
+"""Checks of the layer `features`: no look-ahead.
+
+Belongs here: which sessions are proved in a run. Does not belong here: the proof (`truncation.py`).
+"""
+
+import datetime as dt
+from collections.abc import Mapping
+
+import dagster as dg
+import pyarrow as pa
+
+from quant_assets.features import tables
+from quant_assets.features.labels import LabelParameters, labels
+from quant_assets.features.sentiment import sentiment_features
+from quant_assets.features.technical import LOOKBACK_SESSIONS, technical_features
+from quant_assets.features.truncation import Build, truncation_violations
+from quant_assets.market.tables import BARS, NEWS
+from quant_assets.partitions import CALENDAR
+from quant_assets.presentation import markdown_table
+from quant_assets.table_checks import AFTER_ITS_ASSET, checked_sessions
+from quant_resources.iceberg import TableSpec, Warehouse
+from quant_resources.sources import MarketSource
+
+PROVED_SESSIONS = 12
+# Rows after the session under proof that the rebuild must not need. Without them nothing could be cut away.
+SESSIONS_AFTER = 5
+
+
+def proved_sessions(first: dt.date, last: dt.date) -> list[dt.date]:
+    """Sessions to prove in a range: all of a short one, else evenly spaced ones with both ends."""
+    sessions = CALENDAR.sessions(first, last)
+    if len(sessions) <= PROVED_SESSIONS:
+        return sessions
+    step = (len(sessions) - 1) / (PROVED_SESSIONS - 1)
+    return [sessions[round(i * step)] for i in range(PROVED_SESSIONS)]
+
+
+def prove(
+    build: Build,
+    inputs: Mapping[str, TableSpec],
+    spec: TableSpec,
+    warehouse: Warehouse,
+    first: dt.date,
+    last: dt.date,
+) -> tuple[list[dt.date], list[dict[str, object]]]:
+    """Run the truncation proof on stored tables; reads only the sessions around each proved one."""
+    violations: list[dict[str, object]] = []
+    sessions = proved_sessions(first, last)
+    assert spec.slice_column
+    for session in sessions:
+        window = CALENDAR.shift(session, -LOOKBACK_SESSIONS), CALENDAR.shift(session, SESSIONS_AFTER)
+        known = {name: warehouse.read(table, *window) for name, table in inputs.items()}
+        stored = warehouse.read(spec, session, session)
+        violations += truncation_violations(build, known, stored, [session], CALENDAR, spec.slice_column)
+    return sessions, violations
+
+
+def _result(sessions: list[dt.date], violations: list[dict[str, object]]) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=not violations,
+        description=None
+        if not violations
+        else f"{len(violations)} value(s) change when the future is cut away",
+        metadata={
+            "sessions proved": ", ".join(str(s) for s in sessions),
+            "violations": markdown_table(violations),
+        },
+    )
+
+
+def _truncation_check(spec: TableSpec):  # type: ignore[no-untyped-def]
+    return dg.asset_check(
+        asset=dg.AssetKey(spec.name.split(".")),
+        name="no_look_ahead",
+        blocking=True,
+        automation_condition=AFTER_ITS_ASSET,
+        description="Rebuilt from only what was available at each session's close, the stored rows come out bit for "
+        "bit.",
+    )
+
+
+@_truncation_check(tables.TECHNICAL)
+def technical_no_look_ahead(
+    context: dg.AssetCheckExecutionContext, warehouse: dg.ResourceParam[Warehouse]
+) -> dg.AssetCheckResult:
+    """Truncation proof of features/technical."""
+    sessions = checked_sessions(context, warehouse, tables.TECHNICAL)
+    if sessions is None:
+        return _result([], [])
+
+    def build(inputs: Mapping[str, pa.Table], first: dt.date, last: dt.date) -> pa.Table:
+        return technical_features(inputs["bars"], CALENDAR, first, last)
+
+    return _result(*prove(build, {"bars": BARS}, tables.TECHNICAL, warehouse, *sessions))
+
+
+@_truncation_check(tables.SENTIMENT)
+def sentiment_no_look_ahead(
+    context: dg.AssetCheckExecutionContext,
+    warehouse: dg.ResourceParam[Warehouse],
+    source: dg.ResourceParam[MarketSource],
+) -> dg.AssetCheckResult:
+    """Truncation proof of features/sentiment."""
+    sessions = checked_sessions(context, warehouse, tables.SENTIMENT)
+    if sessions is None:
+        return _result([], [])
+    origin = "simulated" if source.news_is_simulated else source.name
+
+    def build(inputs: Mapping[str, pa.Table], first: dt.date, last: dt.date) -> pa.Table:
+        return sentiment_features(inputs["news"], inputs["bars"], CALENDAR, first, last, origin)
+
+    return _result(*prove(build, {"bars": BARS, "news": NEWS}, tables.SENTIMENT, warehouse, *sessions))
+
+
+@_truncation_check(tables.LABELS)
+def labels_no_look_ahead(
+    context: dg.AssetCheckExecutionContext, warehouse: dg.ResourceParam[Warehouse]
+) -> dg.AssetCheckResult:
+    """Truncation proof of features/labels: complete at the close of `known_session`, not a session earlier."""
+    sessions = checked_sessions(context, warehouse, tables.LABELS)
+    if sessions is None:
+        return _result([], [])
+    stored = warehouse.read(tables.LABELS, *sessions)
+    if not stored.num_rows:
+        return _result([], [])
+    row = stored.slice(stored.num_rows - 1).to_pylist()[0]
+    names = ("horizon_sessions", "profit_target_pct", "stop_loss_pct", "rule")
+    parameters = LabelParameters(**{name: row[name] for name in names})
+
+    def build(inputs: Mapping[str, pa.Table], first: dt.date, last: dt.date) -> pa.Table:
+        return labels(inputs["bars"], CALENDAR, first, last, parameters)
+
+    return _result(*prove(build, {"bars": BARS}, tables.LABELS, warehouse, *sessions))

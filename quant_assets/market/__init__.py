@@ -1,0 +1,1 @@
+"""Layer 1. Raw bars, news, quotes and the security master, judged before they are stored."""

@@ -1,0 +1,142 @@
+"""How good probabilities are, and how sure we can be of it. Pure numpy; scikit-learn only for the yardstick.
+
+Belongs here: metrics and intervals. Does not belong here: the decision who becomes champion (`gate.py`).
+
+Rows of one session move together and labels of neighbouring sessions overlap, so intervals come from a moving-block
+bootstrap over sessions (Kuensch 1989), never over rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BLOCK_SESSIONS = 20
+RESAMPLES = 400
+_CLIP = 1e-7
+
+
+def auc(y: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> float:
+    """Area under the ROC curve, ties counted half (Mann-Whitney); NaN when only one class occurs.
+
+    Args:
+        y: shape (rows,), 0 or 1.
+        p: shape (rows,), score.
+        weight: shape (rows,), how often each row counts.
+    """
+    weight = np.ones(len(y)) if weight is None else weight
+    order = np.argsort(p, kind="stable")
+    y, p, weight = y[order], p[order], weight[order]
+    starts = np.flatnonzero(np.r_[True, p[1:] != p[:-1]])
+    positive = np.add.reduceat(weight * y, starts)
+    negative = np.add.reduceat(weight * (1 - y), starts)
+    below = np.cumsum(negative) - negative
+    total = positive.sum() * negative.sum()
+    return float((positive * (below + negative / 2)).sum() / total) if total > 0 else float("nan")
+
+
+def brier(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Squared error of each probability, shape (rows,)."""
+    return (p - y) ** 2
+
+
+def log_loss(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Negative log likelihood of each probability, nats, shape (rows,); probabilities are clipped at 1e-7."""
+    p = np.clip(p, _CLIP, 1 - _CLIP)
+    return -(y * np.log(p) + (1 - y) * np.log(1 - p))
+
+
+def calibration_curve(y: np.ndarray, p: np.ndarray, bins: int = 10) -> list[dict[str, float]]:
+    """Mean probability and observed frequency in bins of equal count: `predicted`, `observed`, `rows`."""
+    order = np.argsort(p, kind="stable")
+    return [
+        {"predicted": float(p[rows].mean()), "observed": float(y[rows].mean()), "rows": float(len(rows))}
+        for rows in np.array_split(order, bins)
+        if len(rows)
+    ]
+
+
+def roc_curve(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates over all thresholds, each starting at 0 and ending at 1."""
+    order = np.argsort(-p, kind="stable")
+    hits = y[order]
+    return (
+        np.r_[0, np.cumsum(1 - hits) / max((1 - hits).sum(), 1)],
+        np.r_[0, np.cumsum(hits) / max(hits.sum(), 1)],
+    )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def session_resamples(
+    session: np.ndarray, seed: int, resamples: int = RESAMPLES, block_sessions: int = BLOCK_SESSIONS
+) -> np.ndarray:
+    """How often each row counts in each resample of whole blocks of sessions, shape (resamples, rows).
+
+    Args:
+        session: shape (rows,), any sortable type.
+        seed: same seed, same resamples.
+        resamples: number of resamples.
+        block_sessions: length of a block; longer than a label's horizon.
+    """
+    unique, row_session = np.unique(session, return_inverse=True)
+    count = len(unique)
+    block = min(block_sessions, count)
+    rng = np.random.default_rng(seed)
+    blocks = -(-count // block)
+    starts = rng.integers(0, count - block + 1, size=(resamples, blocks))
+    drawn = (starts[:, :, None] + np.arange(block)).reshape(resamples, -1)[:, :count]
+    weights = np.zeros((resamples, count))
+    for i, row in enumerate(drawn):
+        weights[i] = np.bincount(row, minlength=count)
+    return weights[:, row_session]
+
+
+def mean_interval(values: np.ndarray, weights: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Mean of `values` (rows,) with a percentile interval over the resamples `weights` (resamples, rows)."""
+    means = weights @ values / weights.sum(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def auc_interval(y: np.ndarray, p: np.ndarray, weights: np.ndarray, confidence: float = 0.95) -> Interval:
+    """AUC with a percentile interval over the resamples `weights` (resamples, rows)."""
+    draws = np.array([auc(y, p, w) for w in weights])
+    low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(auc(y, p), float(low), float(high))
+
+
+def score(y: np.ndarray, p: np.ndarray) -> dict[str, float]:
+    """Point metrics of one output: auc, brier, log_loss, positive_rate, rows."""
+    return {
+        "auc": auc(y, p),
+        "brier": float(brier(y, p).mean()),
+        "log_loss": float(log_loss(y, p).mean()),
+        "positive_rate": float(y.mean()),
+        "rows": float(len(y)),
+    }
+
+
+def fit_logistic(x: np.ndarray, y: np.ndarray) -> list[object]:
+    """The yardstick: a logistic regression per output on standardized inputs (scikit-learn, default penalty)."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return [
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(x, y[:, i])
+        for i in range(y.shape[1])
+    ]
+
+
+def predict_logistic(models: list[object], x: np.ndarray) -> np.ndarray:
+    """Probabilities of `fit_logistic`'s models, shape (rows, outputs)."""
+    return np.column_stack([model.predict_proba(x)[:, 1] for model in models])  # type: ignore[attr-defined]

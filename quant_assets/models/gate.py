@@ -1,0 +1,73 @@
+"""Who becomes champion. Pure.
+
+Belongs here: the rule that compares a challenger with the champion on the same unseen rows. Does not belong here:
+aliases in the registry (the asset moves them).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quant_assets.models.evaluation import Interval, log_loss, mean_interval, session_resamples
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Outcome of a comparison.
+
+    Attributes:
+        promote: whether the challenger becomes champion.
+        reason: why, in a sentence with the numbers.
+        improvement: champion's log loss less the challenger's, nats per row (above 0: the challenger is better).
+    """
+
+    promote: bool
+    reason: str
+    improvement: Interval | None = None
+
+
+def first_champion() -> Verdict:
+    """There is nobody to beat: the first model serves, whatever its quality, and its metrics say what it is worth."""
+    return Verdict(True, "no champion yet: the first model takes the place")
+
+
+def incomparable(why: str) -> Verdict:
+    """The champion cannot be run on today's features, so it cannot serve either."""
+    return Verdict(True, f"the champion cannot be run any more ({why}), so the challenger takes its place")
+
+
+def judge(
+    y: np.ndarray,
+    challenger: np.ndarray,
+    champion: np.ndarray,
+    session: np.ndarray,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Verdict:
+    """Compare on the same out-of-sample rows by log loss, averaged over both outputs.
+
+    The challenger is promoted when the lower end of the improvement's bootstrap interval is above 0: a difference
+    that noise explains does not move production.
+
+    Args:
+        y: shape (rows, 2).
+        challenger, champion: probabilities, shape (rows, 2), on the same rows, which neither was trained on.
+        session: shape (rows,); resampled in blocks.
+        confidence: of the two-sided interval.
+        seed: of the bootstrap.
+    """
+    if not len(y):
+        return Verdict(
+            False, "no out-of-sample rows that neither model has seen: the challenger stays challenger"
+        )
+    difference = (log_loss(y, champion) - log_loss(y, challenger)).mean(axis=1)
+    improvement = mean_interval(difference, session_resamples(session, seed), confidence)
+    numbers = (
+        f"log loss improves by {improvement.value:+.5f} nats "
+        f"[{improvement.low:+.5f}, {improvement.high:+.5f}] at {confidence:.0%} on {len(y)} unseen rows"
+    )
+    if improvement.low > 0:
+        return Verdict(True, f"better than the champion: {numbers}", improvement)
+    return Verdict(False, f"not better than the champion: {numbers}", improvement)

@@ -1,0 +1,1 @@
+"""Layer 4. Live signals from the champions."""

@@ -1,0 +1,184 @@
+"""Assets of the layer `serving`: what the champions say about a session.
+
+Belongs here: the Dagster face. Does not belong here: the decision rule (`signals.py`).
+"""
+
+import datetime as dt
+
+import dagster as dg
+import pyarrow as pa
+
+from quant_assets.features import tables as feature_tables
+from quant_assets.models.feature_sets import FEATURE_SETS
+from quant_assets.partitions import CALENDAR, SESSIONS, run_sessions, settings
+from quant_assets.presentation import data_version, figure_markdown, markdown_table, show
+from quant_assets.serving import tables
+from quant_assets.serving.signals import SignalParameters, make_signals, write_signal_files
+from quant_resources.duckdb import query
+from quant_resources.iceberg import Warehouse
+from quant_resources.io_manager import table_metadata
+from quant_resources.registry import ModelRegistry
+
+GROUP = "serving"
+OWNERS = ["team:trading"]
+# Strategy -> the model whose probabilities it trades.
+STRATEGIES = {"mlp_long_short": "mlp_technical", "mlp_sentiment_long_short": "mlp_sentiment"}
+
+
+class LiveSignalConfig(dg.Config):
+    """Decision rule of the live signals; see `SignalParameters`.
+
+    The bracket (target and stop) is the one that the champion's labels were made with.
+    """
+
+    long_threshold: float | None = None
+    short_threshold: float | None = None
+    size_shares: float = 100.0
+
+
+class FeatureSchemaMismatch(ValueError):
+    """The champion was trained on other feature definitions than those that are computed now."""
+
+
+@dg.asset(
+    key=["serving", "live_signals"],
+    metadata=table_metadata(tables.LIVE_SIGNALS),
+    group_name=GROUP,
+    description="What each strategy would do at the next open, one row per strategy and symbol: probabilities, side, "
+    "target (shares), bracket (percent), model version, feature snapshots. Known at the session's close. Also as CSV, "
+    "one file per strategy and session. Sessions that the champion was trained on have none.",
+    partitions_def=SESSIONS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    ins={
+        "technical": dg.AssetIn(["features", "technical"]),
+        "sentiment": dg.AssetIn(["features", "sentiment"]),
+    },
+    deps=[dg.AssetKey(["models", model]) for model in STRATEGIES.values()],
+    kinds={"onnx", "iceberg"},
+    owners=OWNERS,
+    code_version="1",
+)
+def live_signals(
+    context: dg.AssetExecutionContext,
+    config: LiveSignalConfig,
+    technical: pa.Table,
+    sentiment: pa.Table,
+    warehouse: dg.ResourceParam[Warehouse],
+    registry: dg.ResourceParam[ModelRegistry],
+) -> dg.Output[pa.Table]:
+    """Ask every champion about every symbol of the run's sessions."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    from quant_assets.models.mlp import OnnxMlp
+
+    first, last = run_sessions(context)
+    have = {feature_tables.TECHNICAL.name: technical, feature_tables.SENTIMENT.name: sentiment}
+    parts = []
+    parameters: dict[str, SignalParameters] = {}
+    for strategy, model in STRATEGIES.items():
+        champion = registry.champion(model)
+        _require_same_features(model, champion.bundle)
+        label = champion.bundle["label"]
+        parameters[strategy] = SignalParameters(
+            profit_target_pct=label["profit_target_pct"],
+            stop_loss_pct=label["stop_loss_pct"],
+            **config.model_dump(),
+        )
+        wanted = champion.bundle["tables"]
+        joins = " ".join(f'JOIN "{name}" USING (symbol, session)' for name in wanted[1:])
+        columns = ", ".join(f'"{name}"' for name in champion.bundle["inputs"])
+        source = '"features.sentiment".source' if feature_tables.SENTIMENT.name in wanted else "'none'"
+        rows = query(
+            f'SELECT symbol, session, {source} AS news_source, {columns} FROM "{wanted[0]}" {joins} '
+            "ORDER BY session, symbol",
+            have,
+        )
+        network = OnnxMlp(champion.onnx, champion.bundle["symbols"])
+        snapshots = ", ".join(
+            f"{name}={warehouse.snapshot_id(spec)}"
+            for name in wanted
+            for spec in (feature_tables.TECHNICAL, feature_tables.SENTIMENT)
+            if spec.name == name
+        )
+        seen_until = dt.date.fromisoformat(champion.bundle["windows"]["in_sample_last"])
+        for session in CALENDAR.sessions(first, last):
+            if session <= seen_until:
+                # What a model says about sessions that it was trained on is no signal.
+                continue
+            today = rows.filter(pc.equal(rows["session"], pa.scalar(session)))
+            if not today.num_rows:
+                continue
+            x = np.column_stack([today[name].to_numpy() for name in champion.bundle["inputs"]])
+            symbols = today["symbol"].to_pylist()
+            parts.append(
+                make_signals(
+                    strategy,
+                    symbols,
+                    session,
+                    CALENDAR.close(session),
+                    network.predict(x, symbols),
+                    parameters[strategy],
+                    {
+                        "model": model,
+                        "model_version": champion.version,
+                        "feature_snapshots": snapshots,
+                        "news_source": today["news_source"][0].as_py(),
+                    },
+                )
+            )
+    if not parts:
+        raise dg.Failure(
+            f"no signal in {first}..{last}: no symbol has features there (a symbol needs 21 bars before its first "
+            f"signal; materialize features/* first), or every session lies in the champion's in-sample window, which "
+            f"ends on {seen_until}.",
+            allow_retries=False,
+        )
+    data = tables.LIVE_SIGNALS.conform(pa.concat_tables(parts))
+    files = write_signal_files(data, settings().signals_dir)
+
+    from quant_assets.serving import plots
+
+    shown = data.filter(pc.equal(data["session"], pa.scalar(last)))
+    show(
+        context,
+        {
+            "signals": markdown_table(
+                [
+                    {
+                        k: row[k]
+                        for k in (
+                            "strategy",
+                            "symbol",
+                            "side",
+                            "probability_long",
+                            "probability_short",
+                            "model_version",
+                        )
+                    }
+                    for row in shown.to_pylist()
+                ]
+            ),
+            "probabilities": figure_markdown(
+                plots.signals_figure(shown, parameters), f"Probabilities and thresholds, {last}"
+            ),
+            "files": markdown_table([{"file": str(path)} for path in files[-8:]]),
+            "thresholds": markdown_table(
+                [
+                    {"strategy": name, "long": p.thresholds[0], "short": p.thresholds[1]}
+                    for name, p in parameters.items()
+                ]
+            ),
+        },
+    )
+    return dg.Output(data, data_version=data_version(data, (first, last)))
+
+
+def _require_same_features(model: str, bundle: dict) -> None:  # type: ignore[type-arg]
+    now = FEATURE_SETS[model].schema_hash
+    then = bundle["lineage"]["feature_schema_hash"]
+    if now != then:
+        raise FeatureSchemaMismatch(
+            f"the champion of {model} was trained on feature schema {then}, the code computes {now}. "
+            "Run train_job: its challenger takes the place of a champion that cannot be fed any more."
+        )

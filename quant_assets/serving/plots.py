@@ -1,0 +1,47 @@
+"""Figures of the layer `serving`. Pure matplotlib; what to show, not where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from quant_assets.presentation import COLORS, new_figure
+from quant_assets.serving.signals import SignalParameters
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_SYMBOLS = 20
+
+
+def signals_figure(signals: pa.Table, parameters: Mapping[str, SignalParameters]) -> Figure:
+    """Long and short probabilities per symbol and strategy with their thresholds; taken sides are filled."""
+    frame = signals.to_pandas()
+    strategies = sorted(frame["strategy"].unique())
+    figure = new_figure(5 * len(strategies), 3.4)
+    axes = np.atleast_1d(figure.subplots(1, len(strategies), sharey=True))
+    for ax, strategy in zip(axes, strategies, strict=True):
+        part = frame[frame["strategy"] == strategy].sort_values("symbol").iloc[:MOST_SYMBOLS]
+        position = np.arange(len(part))
+        for offset, side, color, threshold in zip(
+            (-0.2, 0.2), ("long", "short"), COLORS, parameters[strategy].thresholds, strict=False
+        ):
+            taken = (part["side"] == side).to_numpy()
+            bars = ax.bar(
+                position + offset, part[f"probability_{side}"], 0.38, edgecolor=color, fill=False, lw=1.2
+            )
+            for bar, filled in zip(bars, taken, strict=True):
+                if filled:
+                    bar.set(fill=True, facecolor=color)
+            ax.axhline(
+                threshold, color=color, lw=0.8, ls="--" if side == "long" else ":", label=f"{side} threshold"
+            )
+        ax.set_xticks(position, part["symbol"], fontsize=8)
+        ax.set_title(strategy, fontsize=10, loc="left")
+        ax.set_ylim(0, 1)
+    axes[0].set_ylabel("probability (filled: side taken)", fontsize=9)
+    axes[0].legend(fontsize=8, frameon=False)
+    return figure

@@ -1,0 +1,43 @@
+"""Tables of the layer `serving`: columns with units, keys, slices. Nothing else belongs here."""
+
+from __future__ import annotations
+
+from quant_assets.market.tables import AVAILABLE_AT, SESSION, SYMBOL
+from quant_resources.iceberg import Column, TableSpec
+
+LIVE_SIGNALS = TableSpec(
+    name="serving.live_signals",
+    description="What each strategy would do at the next open, one row per strategy and symbol.",
+    columns=(
+        Column("strategy", "string", "strategy", required=True),
+        SYMBOL,
+        SESSION,
+        AVAILABLE_AT,
+        Column("probability_long", "double", "probability that a long trade reaches its target first"),
+        Column("probability_short", "double", "probability that a short trade reaches its target first"),
+        Column("side", "string", "long, short or flat", required=True),
+        Column(
+            "target_shares",
+            "double",
+            "position to hold after the entry, shares; below 0 = short",
+            required=True,
+        ),
+        Column("entry_rule", "string", "next_open: at the open of the following session", required=True),
+        Column("profit_target_pct", "double", "profit target, percent of the entry price", required=True),
+        Column("stop_loss_pct", "double", "stop, percent of the entry price", required=True),
+        Column("model", "string", "registered model", required=True),
+        Column("model_version", "long", "its version", required=True),
+        Column(
+            "feature_snapshots", "string", "Iceberg snapshot of each feature table, `table=id`", required=True
+        ),
+        Column(
+            "news_source",
+            "string",
+            "source of the news behind the row; 'none' when it uses no news",
+            required=True,
+        ),
+    ),
+    key=("strategy", "symbol", "session"),
+    slice_column="session",
+    partition_by="year",
+)

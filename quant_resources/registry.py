@@ -1,0 +1,216 @@
+"""The model registry: MLflow on SQLite under `QUANT_HOME`.
+
+Belongs here: runs, versions, aliases, artifacts. Does not belong here: what a model is or who becomes champion; a
+bundle is bytes and a dictionary to this module.
+
+Every version carries its metrics, parameters, git commit, seed, feature-schema hash and the Iceberg snapshots that it
+was trained on, and two artifacts: `bundle/model.onnx` and `bundle/bundle.json`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+EXPERIMENT = "quant-assets"
+
+
+class RegistryError(RuntimeError):
+    """A model is missing or cannot be read. The message names it and the way out."""
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One registered version.
+
+    Attributes:
+        name: registered model, for example `mlp_technical`.
+        version: 1, 2, ...
+        onnx: the model.
+        bundle: inputs, outputs, windows, lineage (see `quant_assets/models/assets.py`).
+        run_id: MLflow run.
+    """
+
+    name: str
+    version: int
+    onnx: bytes
+    bundle: dict[str, Any]
+    run_id: str
+
+
+@functools.cache
+def git_commit() -> str:
+    """The commit of the code that runs, with `-dirty` when files differ from it; `unknown` outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return described.stdout.strip() or "unknown"
+
+
+class ModelRegistry:
+    """Versions of models with the aliases `champion` and `challenger`.
+
+    Args:
+        home: `QUANT_HOME`; the store is `mlflow.db`, artifacts lie under `mlartifacts/`.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = Path(home).absolute()
+
+    @property
+    def tracking_uri(self) -> str:
+        """What `mlflow ui --backend-store-uri` takes."""
+        return f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @functools.cached_property
+    def client(self) -> MlflowClient:
+        """The MLflow client; the first use creates the store."""
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        from mlflow import MlflowClient
+
+        self.home.mkdir(parents=True, exist_ok=True)
+        return MlflowClient(self.tracking_uri, self.tracking_uri)
+
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            try:
+                return self.client.create_experiment(EXPERIMENT, (self.home / "mlartifacts").as_uri())
+            except MlflowException:  # another run was faster
+                experiment = self.client.get_experiment_by_name(EXPERIMENT)
+                assert experiment is not None
+        return experiment.experiment_id
+
+    def register(
+        self,
+        name: str,
+        onnx: bytes,
+        bundle: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        parameters: Mapping[str, object],
+        tags: Mapping[str, str],
+        curves: Mapping[str, Sequence[float]] | None = None,
+    ) -> ModelVersion:
+        """Log a run, register its model and give it the alias `challenger`.
+
+        Args:
+            name: registered model.
+            onnx: serialized model.
+            bundle: JSON-serializable description that serving needs.
+            metrics: final values.
+            parameters: hyperparameters.
+            tags: lineage: git commit, seed, feature-schema hash, snapshot ids.
+            curves: metric name -> one value per epoch.
+        """
+        import time
+
+        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.exceptions import MlflowException
+
+        run = self.client.create_run(self._experiment_id(), run_name=name, tags=dict(tags))
+        run_id = run.info.run_id
+        try:
+            now = int(time.time() * 1000)
+            values = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+            values += [
+                Metric(key, float(value), now, step)
+                for key, series in (curves or {}).items()
+                for step, value in enumerate(series, start=1)
+            ]
+            for start in range(0, len(values), 900):  # the store takes 1,000 a call
+                self.client.log_batch(run_id, metrics=values[start : start + 900])
+            self.client.log_batch(
+                run_id,
+                params=[Param(key, str(value)) for key, value in parameters.items()],
+                tags=[RunTag(key, value) for key, value in tags.items()],
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                Path(folder, "model.onnx").write_bytes(onnx)
+                Path(folder, "bundle.json").write_text(json.dumps(dict(bundle), indent=2, default=str))
+                self.client.log_artifacts(run_id, folder, artifact_path="bundle")
+            self.client.set_terminated(run_id)
+        except BaseException:
+            self.client.set_terminated(run_id, status="FAILED")
+            raise
+        try:
+            self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = self.client.create_model_version(
+            name, source=f"{run.info.artifact_uri}/bundle", run_id=run_id, tags=dict(tags)
+        )
+        number = int(version.version)
+        self.client.set_registered_model_alias(name, CHALLENGER, str(number))
+        return ModelVersion(name, number, onnx, dict(bundle), run_id)
+
+    def promote(self, version: ModelVersion, reason: str) -> None:
+        """Make a version the champion; it is no longer the challenger."""
+        self.client.set_registered_model_alias(version.name, CHAMPION, str(version.version))
+        self.client.set_model_version_tag(version.name, str(version.version), "promotion_reason", reason)
+        if self._alias(version.name, CHALLENGER) == version.version:
+            self.client.delete_registered_model_alias(version.name, CHALLENGER)
+
+    def _alias(self, name: str, alias: str) -> int | None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return int(self.client.get_model_version_by_alias(name, alias).version)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+
+    def find(self, name: str, alias: str = CHAMPION) -> ModelVersion | None:
+        """The version that carries `alias`, or None."""
+        version = self._alias(name, alias)
+        if version is None:
+            return None
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_model_version(name, str(version))
+        try:
+            folder = Path(download_artifacts(artifact_uri=found.source, tracking_uri=self.tracking_uri))
+            onnx = (folder / "model.onnx").read_bytes()
+            bundle = json.loads((folder / "bundle.json").read_text())
+        except (OSError, ValueError, MlflowException) as error:
+            raise RegistryError(
+                f"{name} version {version} ({alias}) has no readable bundle at {found.source}: {error}. "
+                "Train it again (train_job) or move the alias to another version."
+            ) from error
+        return ModelVersion(name, version, onnx, bundle, found.run_id or "")
+
+    def champion(self, name: str) -> ModelVersion:
+        """The version that serves.
+
+        Raises:
+            RegistryError: the model has no champion.
+        """
+        version = self.find(name, CHAMPION)
+        if version is None:
+            raise RegistryError(f"model {name} has no champion; materialize models/{name} (train_job) first")
+        return version

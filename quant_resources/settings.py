@@ -1,0 +1,160 @@
+"""Settings: every knob that is read from the environment, in one place.
+
+Belongs here: values that differ between machines or deployments. Does not belong here: model parameters (those are
+typed `dg.Config` on their asset) and anything that must be the same for everybody (constants beside their code).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ENV_PREFIX = "QUANT_"
+
+
+class SettingsError(ValueError):
+    """A setting is wrong. The message names the variable, its value and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """What this deployment is, where it keeps its files and where its data come from.
+
+    Read from `QUANT_*` environment variables and from a `.env` file in the working directory; the environment wins.
+    Use `load_settings()`, which turns a validation failure into one readable `SettingsError`.
+    """
+
+    # An empty variable counts as unset: QUANT_HOME= would otherwise mean the working directory.
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    home: Path = Field(
+        Path(".quant"), description="Folder that everything written by the project lies under."
+    )
+    deployment: Literal["local"] = Field(
+        "local", description="Which resources stand behind the assets; `local` needs no key and no network."
+    )
+    source: Literal["sample", "files"] = Field(
+        "sample", description="Where market data come from: the bundled sample or a folder of yours."
+    )
+    files_dir: Path | None = Field(
+        None, description="Folder with bars/, minute_bars/ and news/ (source `files`)."
+    )
+    # NoDecode: people write a comma-separated list in a shell, not JSON.
+    symbols: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None, description="Comma-separated tickers to keep; all that the source has when unset."
+    )
+    first_session: dt.date | None = Field(
+        None, description="First session of the partitions (source `files`; the sample knows its own)."
+    )
+    last_session: dt.date | None = Field(
+        None, description="Last session of the partitions; open-ended when unset (source `files`)."
+    )
+    bad_rows: Literal["fail", "quarantine"] = Field(
+        "fail", description="A bar, article or quote that breaks a rule fails the run, or is set aside."
+    )
+    missing_sessions: Literal["fail", "warn"] = Field(
+        "fail", description="A session without a bar of a listed symbol fails the run, or only warns."
+    )
+    seed: int = Field(
+        20000301, ge=0, lt=2**32, description="Seed of the simulated news and of model training."
+    )
+    duckdb_threads: int = Field(2, ge=1, le=256, description="Threads of a DuckDB connection.")
+    duckdb_memory_gib: float = Field(
+        4.0, gt=0, allow_inf_nan=False, description="Memory limit of a DuckDB connection, GiB."
+    )
+
+    @field_validator("symbols", mode="before")
+    @classmethod
+    def _split_symbols(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = tuple(part.strip().upper() for part in value.split(",") if part.strip())
+        if isinstance(value, (tuple, list)):
+            for symbol in value:
+                if not re.fullmatch(r"[A-Z][A-Z0-9.\-]{0,9}", str(symbol)):
+                    raise ValueError(f"{symbol!r} is not a ticker (letters, digits, '.' or '-', at most 10)")
+        return value or None
+
+    @field_validator("home", "files_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> Settings:
+        if self.source == "files":
+            if self.files_dir is None:
+                raise ValueError("QUANT_SOURCE=files needs QUANT_FILES_DIR, the folder that holds bars/")
+            if not self.files_dir.is_dir():
+                raise ValueError(f"QUANT_FILES_DIR={self.files_dir} is not a folder")
+        if self.first_session and self.last_session and self.first_session > self.last_session:
+            raise ValueError(
+                f"QUANT_FIRST_SESSION={self.first_session} lies after QUANT_LAST_SESSION={self.last_session}"
+            )
+        return self
+
+    @property
+    def warehouse_dir(self) -> Path:
+        """Folder of the Iceberg data and metadata files."""
+        return self.home / "warehouse"
+
+    @property
+    def signals_dir(self) -> Path:
+        """Folder of the per-strategy signal CSVs."""
+        return self.home / "signals"
+
+    @property
+    def reports_dir(self) -> Path:
+        """Folder of the reports that a person opens."""
+        return self.home / "reports"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read and validate the settings.
+
+    Args:
+        overrides: values that win over the environment (tests, notebooks).
+
+    Raises:
+        SettingsError: naming each wrong variable, its value and what is allowed.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            field = str(item["loc"][0]) if item["loc"] else ""
+            if not field:
+                lines.append(item["msg"].removeprefix("Value error, "))
+                continue
+            variable = ENV_PREFIX + field.upper()
+            allowed = item["msg"].removeprefix("Value error, ")
+            lines.append(
+                f"{variable}={item['input']!r}: {allowed}. {Settings.model_fields[field].description}"
+            )
+        raise SettingsError("Wrong settings:\n  " + "\n  ".join(lines)) from None
+
+
+def ensure_home(settings: Settings) -> Path:
+    """Create `QUANT_HOME` and prove that it can be written.
+
+    Raises:
+        SettingsError: when the folder cannot be created or written, with the reason and the way out.
+    """
+    probe = settings.home / f".write-probe-{os.getpid()}"
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"ok")
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(
+            f"QUANT_HOME={settings.home} cannot be written: {error.strerror} (errno {error.errno}). "
+            "Free space or permissions there, or point QUANT_HOME at a folder that this user may write."
+        ) from error
+    return settings.home

@@ -1,0 +1,1 @@
+"""What reacts: sensors on runs, tables and endpoints. They import no asset."""
