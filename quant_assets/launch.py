@@ -19,7 +19,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from quant_resources.settings import Settings, SettingsError, ensure_home, load_settings
+from quant_resources.settings import Settings, SettingsError, creating, ensure_home, load_settings
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -33,10 +33,12 @@ def open_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
         SettingsError: `QUANT_HOME` cannot be written.
     """
     dagster_home = ensure_home(settings) / "dagster"
-    dagster_home.mkdir(exist_ok=True)
-    shutil.copy(Path(__file__).resolve().parent.parent / "dagster.yaml", dagster_home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(dagster_home)
-    with dg.DagsterInstance.get() as instance:
+    with creating(settings.home):
+        dagster_home.mkdir(exist_ok=True)
+        shutil.copy(Path(__file__).resolve().parent.parent / "dagster.yaml", dagster_home / "dagster.yaml")
+        instance = dg.DagsterInstance.get()
+    with instance:
         yield instance
 
 

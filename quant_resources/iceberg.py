@@ -27,6 +27,8 @@ from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 
+from quant_resources.settings import creating
+
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
     from pyiceberg.expressions import BooleanExpression
@@ -202,8 +204,8 @@ class Warehouse:
             raise WarehouseError(
                 f"warehouse {warehouse} cannot be created: {error.strerror}. Point QUANT_HOME at a writable folder."
             ) from error
-        for attempt in range(COMMIT_ATTEMPTS):
-            try:
+        try:
+            with creating(self.home):
                 # `timeout` is SQLite's busy wait in seconds: concurrent runs queue instead of failing.
                 return SqlCatalog(
                     "quant",
@@ -211,14 +213,10 @@ class Warehouse:
                     # A plain path: pyiceberg does not decode the escapes of a file:// address.
                     warehouse=str(warehouse),
                 )
-            except OperationalError as error:
-                # Two processes that create a fresh catalog at once: the loser sees "table already exists".
-                if "already exists" not in str(error) or attempt == COMMIT_ATTEMPTS - 1:
-                    raise WarehouseError(
-                        f"catalog {self.home / 'catalog.db'} cannot be opened: {error.orig}"
-                    ) from error
-                time.sleep(0.05)
-        raise AssertionError("unreachable")
+        except OperationalError as error:
+            raise WarehouseError(
+                f"catalog {self.home / 'catalog.db'} cannot be opened: {error.orig}"
+            ) from error
 
     # -- tables ----------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quant_resources.settings import creating
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -89,8 +91,10 @@ class ModelRegistry:
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow import MlflowClient
 
-        self.home.mkdir(parents=True, exist_ok=True)
-        return MlflowClient(self.tracking_uri, self.tracking_uri)
+        with creating(self.home):
+            client = MlflowClient(self.tracking_uri, self.tracking_uri)
+            client.search_experiments(max_results=1)  # makes the tracking store, which is lazy
+            return client
 
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException

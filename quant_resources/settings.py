@@ -9,6 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "QUANT_"
+CREATING_TIMEOUT_SECONDS = 120.0
 
 
 class SettingsError(ValueError):
@@ -158,3 +161,28 @@ def ensure_home(settings: Settings) -> Path:
             "Free space or permissions there, or point QUANT_HOME at a folder that this user may write."
         ) from error
     return settings.home
+
+
+@contextmanager
+def creating(home: Path) -> Iterator[None]:
+    """One process at a time opens a database under `home` for the first time.
+
+    Dagster, MLflow and pyiceberg each look whether their tables exist and then create them; two processes that start
+    together on a fresh folder both see nothing, and the slower one fails. The lock goes with the process that holds
+    it, so a kill leaves nothing behind.
+
+    Raises:
+        SettingsError: another process held the lock for `CREATING_TIMEOUT_SECONDS`.
+    """
+    from filelock import FileLock, Timeout
+
+    home.mkdir(parents=True, exist_ok=True)
+    lock = home / ".creating.lock"
+    try:
+        with FileLock(lock, timeout=CREATING_TIMEOUT_SECONDS):
+            yield
+    except Timeout as error:
+        raise SettingsError(
+            f"QUANT_HOME={home}: another process has been creating its databases for {CREATING_TIMEOUT_SECONDS:g} s ({lock}). "
+            "End it, or point QUANT_HOME elsewhere."
+        ) from error
