@@ -260,7 +260,7 @@ def simulate(
     n = len(window)
     equity, cash, shares = np.empty(n), np.empty(n), np.empty(n)
     trades, rejected = np.zeros((n, _TRADE_COLUMNS)), np.zeros((2 * n, 4))
-    totals = _simulate(
+    totals = _simulate(  # type: ignore[call-arg]
         *market_arrays(window),
         volatility[first:last],
         np.ascontiguousarray(decisions[first:last], dtype=np.int8),
@@ -460,7 +460,8 @@ def _order(rule, costs, account, cash, price, volume, volatility):  # type: igno
                 fraction = rule.size / volatility
             else:
                 why = _VOLATILITY
-        wanted = _affordable(min(fraction * cash, power), price, volume, costs)
+        # After an exit that ended in debt there is nothing to order.
+        wanted = max(0.0, _affordable(min(fraction * cash, power), price, volume, costs))
     if account.whole_shares:
         # The hair gives back a whole share that rounding took.
         wanted = math.floor(wanted + 1e-9)
@@ -560,6 +561,9 @@ def _simulate(  # type: ignore[no-untyped-def]
     borrow_rate = costs.borrow_annual_pct / 100.0 / 252.0
     accrues = night_rate != 0.0 or borrow_rate > 0.0
     bracket = rule.target > 0.0 or rule.stop > 0.0
+    watched = bracket or trades is not None
+    timed = rule.max_bars > 0
+    capped = costs.participation_cap > 0.0
     capacity = np.inf
 
     for t in range(n):
@@ -581,13 +585,14 @@ def _simulate(  # type: ignore[no-untyped-def]
             trade[_DIVIDENDS] += paid
 
         # 2. Open
-        if costs.participation_cap > 0.0:
+        if capped:
             capacity = costs.participation_cap * volume[t]
         if pending_exit != 0:
             held = abs(shares)
             change, shares = _leave(trade, shares, open_[t], volume[t], capacity, costs)
             cash += change
-            capacity -= held - abs(shares)
+            # Exactly nothing while shares are left: a difference of floats would trade crumbs below.
+            capacity = 0.0 if shares != 0.0 else capacity - held
             if shares == 0.0:
                 _book(trade, totals, trades, t, pending_exit, t - trade[_ENTRY])
                 pending_exit = 0
@@ -598,7 +603,7 @@ def _simulate(  # type: ignore[no-untyped-def]
                 wanted, why = _order(rule, costs, account, cash, open_[t], volume[t], volatility[t - 1])
                 quantity = 0.0 if why >= 0 else min(wanted, capacity)
                 if account.whole_shares:
-                    quantity = math.floor(quantity)
+                    quantity = math.floor(quantity + 1e-9)
                 if quantity < wanted or why >= 0:
                     _reject(
                         totals,
@@ -623,7 +628,7 @@ def _simulate(  # type: ignore[no-untyped-def]
             pending_entry = 0
 
         # 3. Range
-        if shares != 0.0:
+        if watched and shares != 0.0:
             entered_now = trade[_ENTRY] == t
             if bracket and (not entered_now or account.bracket_on_entry_bar):
                 reason, price = _touched(trade, rule, open_[t], high[t], low[t], not entered_now)
@@ -658,16 +663,16 @@ def _simulate(  # type: ignore[no-untyped-def]
             shares_path[t] = shares
 
         # 5. Decision
-        if ruined:
-            continue
         decision = decisions[t]
+        if ruined or (decision == 0 and not timed):
+            continue
         if shares == 0.0:
             if decision & (ENTER_LONG | ENTER_SHORT):
                 if decision & ENTER_LONG and decision & ENTER_SHORT:
                     _reject(totals, rejected, t, 0, np.nan, _CONFLICT)
                 else:
                     pending_entry = 1 if decision & ENTER_LONG else -1
-        elif decision != 0 or rule.max_bars > 0:
+        else:
             opposite, same, leave = (
                 (ENTER_SHORT, ENTER_LONG, EXIT_LONG)
                 if shares > 0.0
@@ -678,7 +683,7 @@ def _simulate(  # type: ignore[no-untyped-def]
             elif pending_exit == 0:
                 if decision & leave:
                     pending_exit = _SIGNAL
-                elif rule.max_bars > 0 and t - trade[_ENTRY] + 1 >= rule.max_bars:
+                elif timed and t - trade[_ENTRY] + 1 >= rule.max_bars:
                     pending_exit = _TIME
 
     if shares != 0.0:

@@ -97,7 +97,7 @@ class BarSeries:
             **{name: getattr(self, name)[first:last] for name in ARRAYS},
         )
 
-    def position(self, session: dt.date | np.datetime64) -> int:
+    def position(self, session: dt.date) -> int:
         """How many bars lie before `session`: the index of its bar, or of the next one."""
         return int(np.searchsorted(self.sessions, np.datetime64(session, "D")))
 

@@ -70,27 +70,33 @@ class SmaCrossover(Strategy):
         sets = [cls.create(**given) for given in parameters]
         pairs = np.array([(s.fast_period, s.slow_period) for s in sets], dtype=np.int64).reshape(-1, 2)
         first = np.array([s.enter_on_first_bar for s in sets], dtype=np.bool_)
-        return crossover_grid(bars.adj_close, pairs, first)
+        return crossover_grid(average_table(bars.adj_close, pairs), pairs, first)
 
 
-def crossover_grid(close: np.ndarray, periods: np.ndarray, enter_on_first_bar: np.ndarray) -> np.ndarray:
+def average_table(close: np.ndarray, periods: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Simple moving averages of every distinct period: (periods, averages of shape (periods, bars))."""
+    distinct = np.unique(periods)
+    return distinct, np.stack([simple_moving_average(close, int(period)) for period in distinct])
+
+
+def crossover_grid(
+    table: tuple[np.ndarray, np.ndarray], periods: np.ndarray, enter_on_first_bar: np.ndarray
+) -> np.ndarray:
     """Decisions of many crossovers.
 
     Args:
-        close: shape (bars,).
+        table: `average_table` of all periods that occur.
         periods: int64 of shape (sets, 2): fast, slow.
         enter_on_first_bar: bool of shape (sets,).
 
     Returns:
         int8 of shape (sets, bars).
     """
-    distinct = np.unique(periods)
-    averages = np.empty((distinct.size, close.size))
-    for row, period in enumerate(distinct):
-        averages[row] = simple_moving_average(close, int(period))
-    rows = np.searchsorted(distinct, periods)
-    decisions = np.zeros((len(periods), close.size), dtype=np.int8)
-    _crosses_grid(averages, rows, periods[:, 1] - 1, enter_on_first_bar, decisions)
+    distinct, averages = table
+    decisions = np.zeros((len(periods), averages.shape[1]), dtype=np.int8)
+    _crosses_grid(
+        averages, np.searchsorted(distinct, periods), periods[:, 1] - 1, enter_on_first_bar, decisions
+    )
     return decisions
 
 
