@@ -74,9 +74,9 @@ class TableSpec:
         name: `<layer>.<table>`, which is also the asset key.
         columns: in stored order.
         key: columns that identify a row; unique.
-        slice_column: date column whose range one Dagster partition (or range of partitions) replaces; None for tables
-            that are always replaced whole.
-        partition_by: Iceberg partitioning. Never one file per session.
+        slice_column: what one write replaces: a date column, of which a range (a Dagster partition or a range of them),
+            or a string column, of which one value (`only`); None for tables that are always replaced whole.
+        partition_by: Iceberg partitioning; `value` is the value of a string `slice_column`. Never one file per session.
         description: what one row is.
     """
 
@@ -84,7 +84,7 @@ class TableSpec:
     columns: tuple[Column, ...]
     key: tuple[str, ...]
     slice_column: str | None = None
-    partition_by: Literal["year", "month", "symbol"] | None = None
+    partition_by: Literal["year", "month", "symbol", "value"] | None = None
     description: str = ""
 
     @property
@@ -255,11 +255,14 @@ class Warehouse:
         if spec.partition_by:
             source = "symbol" if spec.partition_by == "symbol" else spec.slice_column
             if source is None:
-                raise WarehouseError(f"table {spec.name} is partitioned by time but has no slice_column")
+                raise WarehouseError(
+                    f"table {spec.name} is partitioned by {spec.partition_by} without a slice_column"
+                )
             transform: Transform = {
                 "year": YearTransform(),
                 "month": MonthTransform(),
                 "symbol": IdentityTransform(),
+                "value": IdentityTransform(),
             }[spec.partition_by]
             partition_spec = PartitionSpec(
                 PartitionField(
@@ -303,8 +306,11 @@ class Warehouse:
         first: dt.date | None = None,
         last: dt.date | None = None,
         properties: Mapping[str, str] | None = None,
+        only: str | None = None,
     ) -> WriteResult:
-        """Replace the slice `first <= slice_column <= last` (or the whole table) by `data`, in one snapshot.
+        """Replace the slice `first <= slice_column <= last` or `slice_column = only` (or the whole table) by `data`.
+
+        One snapshot.
 
         Idempotent: the same call twice leaves identical rows and one more snapshot. Safe under concurrency: when
         another writer commits first, the slice is planned again on top of its snapshot and nothing is lost.
@@ -315,6 +321,7 @@ class Warehouse:
             first: first date of the slice, None for the whole table.
             last: last date of the slice.
             properties: recorded in the snapshot's summary (run id, partition, code version).
+            only: the value of the slice, for a table sliced by a string column.
 
         Raises:
             WarehouseError: schema mismatch, duplicate keys, rows outside the slice, disk full or not writable,
@@ -325,12 +332,13 @@ class Warehouse:
 
         data = spec.conform(data)
         self._require_unique(spec, data)
-        self._require_inside(spec, data, first, last)
+        part = _Slice(first, last, only)
+        self._require_inside(spec, data, part)
         table: Table | None = None
         for attempt in range(1, COMMIT_ATTEMPTS + 1):
             try:
                 table = self.table(spec)
-                snapshot_id = self._replace(table, spec, data, first, last, dict(properties or {}))
+                snapshot_id = self._replace(table, spec, data, part, dict(properties or {}))
             except (CommitFailedException, ValidationException) as error:
                 if attempt == COMMIT_ATTEMPTS:
                     raise WarehouseError(
@@ -357,22 +365,21 @@ class Warehouse:
         table: Table,
         spec: TableSpec,
         data: pa.Table,
-        first: dt.date | None,
-        last: dt.date | None,
+        part: _Slice,
         properties: dict[str, str],
     ) -> int:
         import pyarrow.compute as pc
         from pyiceberg.expressions import AlwaysTrue
         from pyiceberg.io.pyarrow import ArrowScan, _dataframe_to_data_files
 
-        scan = table.scan(row_filter=_slice_filter(spec, first, last))
+        scan = table.scan(row_filter=_slice_filter(spec, part))
         tasks = list(scan.plan_files())
         # A table may know columns that this specification does not (written by newer code): rows of other slices keep
         # theirs, and the new rows have none.
         for unknown in table.schema().as_arrow():
             if unknown.name not in data.column_names:
                 data = data.append_column(unknown, pa.nulls(data.num_rows, unknown.type))
-        if spec.slice_column and not (first is None and last is None):
+        if spec.slice_column and not part.whole:
             # Rows of the touched table partitions that stay. Data that go to a partition without a touched file
             # simply make a new file there.
             tasks = self._files_of_partitions(table, spec, data, tasks)
@@ -383,7 +390,7 @@ class Warehouse:
                     projected_schema=table.schema(),
                     row_filter=AlwaysTrue(),
                 ).to_table(tasks)
-                outside = pc.invert(_inside(kept[spec.slice_column], first, last))
+                outside = pc.invert(_inside(kept[spec.slice_column], part))
                 kept = kept.filter(outside).select(data.column_names).cast(_as_nullable(data.schema))
                 rows = pa.concat_tables([kept, data.cast(_as_nullable(data.schema))])
                 data = rows.sort_by([(name, "ascending") for name in spec.key])
@@ -411,7 +418,9 @@ class Warehouse:
             return everything
         days = data[spec.slice_column].unique().to_pylist()
         keys: set[object]
-        if spec.partition_by == "year":
+        if spec.partition_by == "value":
+            keys = set(days)
+        elif spec.partition_by == "year":
             keys = {day.year - 1970 for day in days}
         elif spec.partition_by == "month":
             keys = {(day.year - 1970) * 12 + day.month - 1 for day in days}
@@ -433,19 +442,18 @@ class Warehouse:
             )
 
     @staticmethod
-    def _require_inside(spec: TableSpec, data: pa.Table, first: dt.date | None, last: dt.date | None) -> None:
+    def _require_inside(spec: TableSpec, data: pa.Table, part: _Slice) -> None:
         import pyarrow.compute as pc
 
-        if first is None and last is None:
+        if part.whole:
             return
         if spec.slice_column is None:
             raise WarehouseError(f"table {spec.name} has no slice_column; it is always replaced whole")
         column = data[spec.slice_column]
-        if data.num_rows and not pc.all(_inside(column, first, last)).as_py():
+        if data.num_rows and not pc.all(_inside(column, part)).as_py():
             bounds = pc.min_max(column).as_py()
             raise WarehouseError(
-                f"table {spec.name}: {spec.slice_column} {bounds['min']}..{bounds['max']} does not fit the slice "
-                f"{first}..{last}"
+                f"table {spec.name}: {spec.slice_column} {bounds['min']}..{bounds['max']} does not fit the slice {part}"
             )
 
     # -- read ------------------------------------------------------------------------------------------------------
@@ -457,8 +465,9 @@ class Warehouse:
         last: dt.date | None = None,
         columns: list[str] | None = None,
         snapshot_id: int | None = None,
+        only: str | None = None,
     ) -> pa.Table:
-        """Rows with `first <= slice_column <= last`, sorted by key; a table that does not exist yet is empty.
+        """Rows of a slice (see `write`), sorted by key; a table that does not exist yet is empty.
 
         Args:
             spec: the table.
@@ -466,6 +475,7 @@ class Warehouse:
             last: last date; None for no upper bound.
             columns: subset of columns.
             snapshot_id: read the table as it was at this snapshot.
+            only: one value of a string `slice_column`.
         """
         names = columns or [c.name for c in spec.columns]
         if not self.exists(spec):
@@ -484,7 +494,7 @@ class Warehouse:
         stored = {field.name for field in schema.fields}
         wanted = dict.fromkeys([*names, *spec.key])
         data = table.scan(
-            row_filter=_slice_filter(spec, first, last),
+            row_filter=_slice_filter(spec, _Slice(first, last, only)),
             snapshot_id=snapshot_id,
             selected_fields=tuple(name for name in wanted if name in stored),
         ).to_arrow()
@@ -566,14 +576,32 @@ class Warehouse:
         }
 
 
-def _inside(column: pa.ChunkedArray, first: dt.date | None, last: dt.date | None) -> pa.ChunkedArray:
+@dataclass(frozen=True)
+class _Slice:
+    """A range of dates, or one value of a string column, or (all None) the whole table."""
+
+    first: dt.date | None = None
+    last: dt.date | None = None
+    only: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.first is None and self.last is None and self.only is None
+
+    def __str__(self) -> str:
+        return self.only if self.only is not None else f"{self.first}..{self.last}"
+
+
+def _inside(column: pa.ChunkedArray, part: _Slice) -> pa.ChunkedArray:
     import pyarrow.compute as pc
 
     inside = pc.is_valid(column)
-    if first is not None:
-        inside = pc.and_(inside, pc.greater_equal(column, pa.scalar(first)))
-    if last is not None:
-        inside = pc.and_(inside, pc.less_equal(column, pa.scalar(last)))
+    if part.only is not None:
+        inside = pc.and_(inside, pc.equal(column, pa.scalar(part.only)))
+    if part.first is not None:
+        inside = pc.and_(inside, pc.greater_equal(column, pa.scalar(part.first)))
+    if part.last is not None:
+        inside = pc.and_(inside, pc.less_equal(column, pa.scalar(part.last)))
     return inside
 
 
@@ -590,18 +618,18 @@ def _local_path(location: str) -> Path:
     return Path(unquote(urlparse(location).path)) if location.startswith("file:") else Path(location)
 
 
-def _slice_filter(spec: TableSpec, first: dt.date | None, last: dt.date | None) -> str | BooleanExpression:
+def _slice_filter(spec: TableSpec, part: _Slice) -> str | BooleanExpression:
     from pyiceberg.expressions import AlwaysTrue
 
-    if first is None and last is None:
+    if part.whole:
         return AlwaysTrue()
     if spec.slice_column is None:
-        raise WarehouseError(
-            f"table {spec.name} has no slice_column; it cannot be read or written by session"
-        )
+        raise WarehouseError(f"table {spec.name} has no slice_column; it cannot be read or written in slices")
+    if part.only is not None and "'" in part.only:
+        raise WarehouseError(f"table {spec.name}: the slice {part.only!r} must not contain a quote")
     terms = [
-        f"{spec.slice_column} {operator} '{bound}'"
-        for operator, bound in ((">=", first), ("<=", last))
-        if bound is not None
+        f"{spec.slice_column} {operator} '{value}'"
+        for operator, value in (("=", part.only), (">=", part.first), ("<=", part.last))
+        if value is not None
     ]
     return " and ".join(terms)

@@ -259,7 +259,8 @@ def _statistics(total, counts, initial, edges, values, sums, squares):  # type: 
         path = total[s]
         peak, depth, level = path[0], 0.0, path[0]
         for t in range(1, n):
-            returns[t - 1] = path[t] / path[t - 1] - 1.0
+            # A ruined account earns nothing any more.
+            returns[t - 1] = path[t] / path[t - 1] - 1.0 if path[t - 1] > 0.0 else 0.0
             level += path[t]
         for t in range(1, n):
             if path[t] > peak:
@@ -304,6 +305,6 @@ def _statistics(total, counts, initial, edges, values, sums, squares):  # type: 
             else np.nan
         )
         values[s, 8] = sqn
-        values[s, 9] = counts[s, engine._TRADED_VALUE] / (level / n) * 252.0 / n
+        values[s, 9] = counts[s, engine._TRADED_VALUE] / (level / n) * 252.0 / (n - 1) if n > 1 else np.nan
         values[s, 10] = counts[s, engine._COSTS]
         values[s, 11] = counts[s, engine._N_REJECTED]

@@ -9,24 +9,24 @@ import dagster as dg
 import pyarrow as pa
 
 from quant_assets.features import tables as feature_tables
-from quant_assets.models.feature_sets import FEATURE_SETS
+from quant_assets.models.inference import inputs_of, model_rows, require_same_features
 from quant_assets.partitions import CALENDAR, SESSIONS, run_sessions, settings
 from quant_assets.presentation import data_version, figure_markdown, markdown_table, show
 from quant_assets.serving import tables
-from quant_assets.serving.signals import SignalParameters, make_signals, write_signal_files
-from quant_resources.duckdb import query
+from quant_assets.serving.signals import make_signals, write_signal_files
+from quant_assets.strategies.mlp_long_short import MlpLongShort, MlpSentimentLongShort
 from quant_resources.iceberg import Warehouse
 from quant_resources.io_manager import table_metadata
 from quant_resources.registry import ModelRegistry
 
 GROUP = "serving"
 OWNERS = ["team:trading"]
-# Strategy -> the model whose probabilities it trades.
-STRATEGIES = {"mlp_long_short": "mlp_technical", "mlp_sentiment_long_short": "mlp_sentiment"}
+# The strategies that are traded live: the same rule that is backtested.
+STRATEGIES = (MlpLongShort, MlpSentimentLongShort)
 
 
 class LiveSignalConfig(dg.Config):
-    """Decision rule of the live signals; see `SignalParameters`.
+    """Decision rule of the live signals; see `MlpLongShort`.
 
     The bracket (target and stop) is the one that the champion's labels were made with.
     """
@@ -34,10 +34,6 @@ class LiveSignalConfig(dg.Config):
     long_threshold: float | None = None
     short_threshold: float | None = None
     size_shares: float = 100.0
-
-
-class FeatureSchemaMismatch(ValueError):
-    """The champion was trained on other feature definitions than those that are computed now."""
 
 
 @dg.asset(
@@ -53,7 +49,7 @@ class FeatureSchemaMismatch(ValueError):
         "technical": dg.AssetIn(["features", "technical"]),
         "sentiment": dg.AssetIn(["features", "sentiment"]),
     },
-    deps=[dg.AssetKey(["models", model]) for model in STRATEGIES.values()],
+    deps=[dg.AssetKey(["models", model]) for model in (strategy.model for strategy in STRATEGIES) if model],
     kinds={"onnx", "iceberg"},
     owners=OWNERS,
     code_version="1",
@@ -67,7 +63,6 @@ def live_signals(
     registry: dg.ResourceParam[ModelRegistry],
 ) -> dg.Output[pa.Table]:
     """Ask every champion about every symbol of the run's sessions."""
-    import numpy as np
     import pyarrow.compute as pc
 
     from quant_assets.models.mlp import OnnxMlp
@@ -75,29 +70,25 @@ def live_signals(
     first, last = run_sessions(context)
     have = {feature_tables.TECHNICAL.name: technical, feature_tables.SENTIMENT.name: sentiment}
     parts = []
-    parameters: dict[str, SignalParameters] = {}
-    for strategy, model in STRATEGIES.items():
+    rules: dict[str, MlpLongShort] = {}
+    for traded in STRATEGIES:
+        strategy, model = traded.name, str(traded.model)
         champion = registry.champion(model)
-        _require_same_features(model, champion.bundle)
+        require_same_features(model, champion.bundle)
         label = champion.bundle["label"]
-        parameters[strategy] = SignalParameters(
+        rules[strategy] = traded(
             profit_target_pct=label["profit_target_pct"],
             stop_loss_pct=label["stop_loss_pct"],
-            **config.model_dump(),
+            long_threshold=config.long_threshold,
+            short_threshold=config.short_threshold,
+            sizing="shares",
+            size=config.size_shares,
         )
-        wanted = champion.bundle["tables"]
-        joins = " ".join(f'JOIN "{name}" USING (symbol, session)' for name in wanted[1:])
-        columns = ", ".join(f'"{name}"' for name in champion.bundle["inputs"])
-        source = '"features.sentiment".source' if feature_tables.SENTIMENT.name in wanted else "'none'"
-        rows = query(
-            f'SELECT symbol, session, {source} AS news_source, {columns} FROM "{wanted[0]}" {joins} '
-            "ORDER BY session, symbol",
-            have,
-        )
+        rows = model_rows(champion.bundle, have)
         network = OnnxMlp(champion.onnx, champion.bundle["symbols"])
         snapshots = ", ".join(
             f"{name}={warehouse.snapshot_id(spec)}"
-            for name in wanted
+            for name in champion.bundle["tables"]
             for spec in (feature_tables.TECHNICAL, feature_tables.SENTIMENT)
             if spec.name == name
         )
@@ -109,8 +100,7 @@ def live_signals(
             today = rows.filter(pc.equal(rows["session"], pa.scalar(session)))
             if not today.num_rows:
                 continue
-            x = np.column_stack([today[name].to_numpy() for name in champion.bundle["inputs"]])
-            symbols = today["symbol"].to_pylist()
+            x, symbols = inputs_of(champion.bundle, today)
             parts.append(
                 make_signals(
                     strategy,
@@ -118,7 +108,7 @@ def live_signals(
                     session,
                     CALENDAR.close(session),
                     network.predict(x, symbols),
-                    parameters[strategy],
+                    rules[strategy],
                     {
                         "model": model,
                         "model_version": champion.version,
@@ -160,25 +150,15 @@ def live_signals(
                 ]
             ),
             "probabilities": figure_markdown(
-                plots.signals_figure(shown, parameters), f"Probabilities and thresholds, {last}"
+                plots.signals_figure(shown, rules), f"Probabilities and thresholds, {last}"
             ),
             "files": markdown_table([{"file": str(path)} for path in files[-8:]]),
             "thresholds": markdown_table(
                 [
                     {"strategy": name, "long": p.thresholds[0], "short": p.thresholds[1]}
-                    for name, p in parameters.items()
+                    for name, p in rules.items()
                 ]
             ),
         },
     )
     return dg.Output(data, data_version=data_version(data, (first, last)))
-
-
-def _require_same_features(model: str, bundle: dict) -> None:  # type: ignore[type-arg]
-    now = FEATURE_SETS[model].schema_hash
-    then = bundle["lineage"]["feature_schema_hash"]
-    if now != then:
-        raise FeatureSchemaMismatch(
-            f"the champion of {model} was trained on feature schema {then}, the code computes {now}. "
-            "Run train_job: its challenger takes the place of a champion that cannot be fed any more."
-        )

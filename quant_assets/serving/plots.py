@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from quant_assets.presentation import COLORS, new_figure
-from quant_assets.serving.signals import SignalParameters
+from quant_assets.strategies.mlp_long_short import MlpLongShort
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MOST_SYMBOLS = 20
 
 
-def signals_figure(signals: pa.Table, parameters: Mapping[str, SignalParameters]) -> Figure:
+def signals_figure(signals: pa.Table, parameters: Mapping[str, MlpLongShort]) -> Figure:
     """Long and short probabilities per symbol and strategy with their thresholds; taken sides are filled."""
     frame = signals.to_pandas()
     strategies = sorted(frame["strategy"].unique())

@@ -1,7 +1,7 @@
 """From probabilities to signals, and signals as CSV files. Pure.
 
-Belongs here: the decision rule and the file format. Does not belong here: which model serves (the registry) and
-backtesting.
+Belongs here: the rows of live signals and their file format. Does not belong here: which model serves (the registry) and the
+decision rule (`quant_assets/strategies/mlp_long_short.py`, the one that is backtested).
 """
 
 from __future__ import annotations
@@ -10,64 +10,15 @@ import datetime as dt
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from quant_assets.strategies.mlp_long_short import MlpLongShort, choose_side
+
 SIGN = {"long": 1, "short": -1, "flat": 0}
-
-
-@dataclass(frozen=True)
-class SignalParameters:
-    """How a probability becomes a position.
-
-    Attributes:
-        profit_target_pct, stop_loss_pct: bracket around the entry, percent.
-        long_threshold, short_threshold: probability above which the side is taken; None means the break-even
-            probability stop / (target + stop), at which winning the target and losing the stop cancel out.
-        size_shares: shares of a position.
-    """
-
-    profit_target_pct: float = 2.0
-    stop_loss_pct: float = 1.5
-    long_threshold: float | None = None
-    short_threshold: float | None = None
-    size_shares: float = 100.0
-
-    def __post_init__(self) -> None:
-        for name in ("long_threshold", "short_threshold"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} = {value} is not a probability")
-        for name in ("profit_target_pct", "stop_loss_pct", "size_shares"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} = {getattr(self, name)} must be above 0")
-
-    @property
-    def break_even(self) -> float:
-        """Probability of the target at which a bracket trade earns nothing, ignoring costs and time exits."""
-        return self.stop_loss_pct / (self.profit_target_pct + self.stop_loss_pct)
-
-    @property
-    def thresholds(self) -> tuple[float, float]:
-        """(long, short), with the break-even where none is set."""
-        return (
-            self.break_even if self.long_threshold is None else self.long_threshold,
-            self.break_even if self.short_threshold is None else self.short_threshold,
-        )
-
-
-def choose_side(probability: np.ndarray, parameters: SignalParameters) -> list[str]:
-    """The side per row: the one whose probability exceeds its threshold by more; flat when neither does.
-
-    Args:
-        probability: shape (rows, 2): long, short.
-        parameters: thresholds.
-    """
-    excess = probability - np.asarray(parameters.thresholds)
-    return ["flat" if max(row) <= 0 else ("long" if row[0] >= row[1] else "short") for row in excess]
+SIDES = {sign: side for side, sign in SIGN.items()}
 
 
 def make_signals(
@@ -76,7 +27,7 @@ def make_signals(
     session: dt.date,
     available_at: dt.datetime,
     probability: np.ndarray,
-    parameters: SignalParameters,
+    rule: MlpLongShort,
     lineage: Mapping[str, object],
 ) -> pa.Table:
     """Signals of one strategy for one session.
@@ -87,13 +38,13 @@ def make_signals(
         session: the decision's session; the entry is the next session's open.
         available_at: the session's close, UTC.
         probability: shape (rows, 2).
-        parameters: decision rule.
+        rule: thresholds, bracket, size (shares).
         lineage: columns model, model_version, feature_snapshots, news_source.
 
     Returns:
         Columns as `serving.tables.LIVE_SIGNALS`.
     """
-    sides = choose_side(probability, parameters)
+    sides = [SIDES[int(sign)] for sign in choose_side(probability, rule.thresholds)]
     rows = [
         {
             "strategy": strategy,
@@ -103,10 +54,10 @@ def make_signals(
             "probability_long": float(p[0]),
             "probability_short": float(p[1]),
             "side": side,
-            "target_shares": SIGN[side] * parameters.size_shares,
+            "target_shares": SIGN[side] * rule.size,
             "entry_rule": "next_open",
-            "profit_target_pct": parameters.profit_target_pct,
-            "stop_loss_pct": parameters.stop_loss_pct,
+            "profit_target_pct": rule.profit_target_pct,
+            "stop_loss_pct": rule.stop_loss_pct,
             **lineage,
         }
         for symbol, p, side in zip(symbols, probability, sides, strict=True)

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_assets.serving.signals import SignalParameters, choose_side, make_signals, write_signal_files
+from quant_assets.serving.signals import make_signals, write_signal_files
 from quant_assets.serving.tables import LIVE_SIGNALS
+from quant_assets.strategies.mlp_long_short import MlpLongShort, choose_side
 
 SESSION = dt.date(2013, 3, 1)
 CLOSE = dt.datetime(2013, 3, 1, 21, tzinfo=dt.UTC)
@@ -28,28 +29,36 @@ def _signals(
     probability: list[list[float]], session: dt.date = SESSION, strategy: str = "mlp_long_short"
 ) -> pa.Table:
     symbols = ["AAPL", "IBM", "MSFT"][: len(probability)]
-    return make_signals(strategy, symbols, session, CLOSE, np.array(probability), SignalParameters(), LINEAGE)
+    return make_signals(
+        strategy,
+        symbols,
+        session,
+        CLOSE,
+        np.array(probability),
+        MlpLongShort(sizing="shares", size=100),
+        LINEAGE,
+    )
 
 
 def test_the_default_threshold_is_the_break_even_of_the_bracket() -> None:
     """Target 2 %, stop 1.5 %: p * 2 = (1 - p) * 1.5 at p = 3/7."""
-    assert SignalParameters().thresholds == (pytest.approx(3 / 7), pytest.approx(3 / 7))
-    assert SignalParameters(long_threshold=0.6).thresholds[0] == 0.6
+    assert MlpLongShort().thresholds == (pytest.approx(3 / 7), pytest.approx(3 / 7))
+    assert MlpLongShort(long_threshold=0.6).thresholds[0] == 0.6
 
 
 def test_the_side_is_the_one_above_its_threshold() -> None:
-    parameters = SignalParameters(long_threshold=0.5, short_threshold=0.4)
+    parameters = MlpLongShort(long_threshold=0.5, short_threshold=0.4)
     probability = np.array([[0.55, 0.3], [0.3, 0.45], [0.5, 0.4], [0.55, 0.5], [0.7, 0.45]])
-    assert choose_side(probability, parameters) == ["long", "short", "flat", "short", "long"]
+    assert choose_side(probability, parameters.thresholds).tolist() == [1, -1, 0, -1, 1]
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=20))
 def test_no_position_without_a_probability_above_its_threshold(rows: list[tuple[float, float]]) -> None:
-    parameters = SignalParameters(long_threshold=0.5, short_threshold=0.6)
-    for (long, short), side in zip(rows, choose_side(np.array(rows), parameters), strict=True):
-        assert side != "long" or long > 0.5
-        assert side != "short" or short > 0.6
-        assert side != "flat" or (long <= 0.5 and short <= 0.6)
+    parameters = MlpLongShort(long_threshold=0.5, short_threshold=0.6)
+    for (long, short), side in zip(rows, choose_side(np.array(rows), parameters.thresholds), strict=True):
+        assert side != 1 or long > 0.5
+        assert side != -1 or short > 0.6
+        assert side != 0 or (long <= 0.5 and short <= 0.6)
 
 
 def test_rows_carry_bracket_entry_rule_and_lineage() -> None:
@@ -63,9 +72,9 @@ def test_rows_carry_bracket_entry_rule_and_lineage() -> None:
 
 def test_wrong_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match=r"long_threshold = 1\.2 is not a probability"):
-        SignalParameters(long_threshold=1.2)
+        MlpLongShort(long_threshold=1.2)
     with pytest.raises(ValueError, match="stop_loss_pct = 0"):
-        SignalParameters(stop_loss_pct=0)
+        MlpLongShort(stop_loss_pct=0)
 
 
 def test_pandas_takes_the_files(tmp_path: Path) -> None:
