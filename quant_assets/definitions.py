@@ -17,7 +17,8 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-from jobs import ingest, maintenance, nightly, training  # noqa: E402
+from jobs import backtests, ingest, maintenance, nightly, training  # noqa: E402
+from quant_assets.backtests import assets as backtest_assets  # noqa: E402
 from quant_assets.features import assets as feature_assets  # noqa: E402
 from quant_assets.features import checks as feature_checks  # noqa: E402
 from quant_assets.features import tables as feature_tables  # noqa: E402
@@ -30,6 +31,7 @@ from quant_assets.serving import assets as serving_assets  # noqa: E402
 from quant_assets.serving import tables as serving_tables  # noqa: E402
 from quant_assets.table_checks import stored_table_check  # noqa: E402
 from quant_resources.alerts import LogAlerts  # noqa: E402
+from quant_resources.compute import Compute  # noqa: E402
 from quant_resources.iceberg import TableSpec, Warehouse  # noqa: E402
 from quant_resources.io_manager import IcebergIOManager  # noqa: E402
 from quant_resources.registry import ModelRegistry  # noqa: E402
@@ -37,7 +39,7 @@ from quant_resources.sources import open_source  # noqa: E402
 from sensors import automation, failures  # noqa: E402
 
 TABLE_MODULES = (market_tables, feature_tables, serving_tables)
-ASSET_MODULES = (market_assets, feature_assets, model_assets, serving_assets)
+ASSET_MODULES = (market_assets, feature_assets, model_assets, backtest_assets, serving_assets)
 CHECK_MODULES = (market_checks, feature_checks)
 
 
@@ -56,7 +58,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
 
     Args:
         resource_overrides: resources that replace those of the deployment by name (`warehouse`, `source`,
-            `registry`, `alerts`, `io_manager`); tests pass a temporary warehouse here.
+            `registry`, `compute`, `alerts`, `io_manager`); tests pass a temporary warehouse here.
     """
     config = settings()
     overrides = dict(resource_overrides or {})
@@ -79,6 +81,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             ingest.chain_job,
             ingest.ingest_job,
             training.train_job,
+            backtests.backtest_job,
             nightly.daily_signals_job,
             maintenance.maintenance_job,
         ],
@@ -88,6 +91,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             "warehouse": warehouse,
             "source": source,
             "registry": ModelRegistry(config.home),
+            "compute": Compute(),
             "alerts": LogAlerts(alerts_file=str(config.home / "alerts.jsonl")),
             "io_manager": IcebergIOManager(warehouse, tables),
             **overrides,

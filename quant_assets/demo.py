@@ -7,9 +7,14 @@ work; every number comes out of the assets.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import sys
 import time
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
+
+if TYPE_CHECKING:
+    from quant_resources.iceberg import Warehouse
 
 NIGHTS = 5
 
@@ -44,6 +49,9 @@ def main() -> int:
         print(f"\nThe chain, {FIRST_SESSION} to {until} (chain_job, one run for all sessions)")
         tags = dict(zip(RANGE_TAGS, (FIRST_SESSION.isoformat(), until.isoformat()), strict=True))
         if not run_job(defs, instance, "chain_job", tags=tags):
+            return 1
+        print("\nBacktests: parameter sweep, every strategy, tear sheets (backtest_job)")
+        if not run_job(defs, instance, "backtest_job", tags={}):
             return 1
         schedule = defs.resolve_schedule_def("daily_signals_schedule")
         repository = defs.get_repository_def()
@@ -105,6 +113,7 @@ def _summary() -> None:
     print(
         "  An AUC near 0.5 is what these prices hold; the sample's news are simulated and contain no alpha."
     )
+    _backtests(warehouse)
     signals = warehouse.read(LIVE_SIGNALS, LAST_SESSION, LAST_SESSION)
     print(f"\nSignals of {LAST_SESSION}, to be traded at the next open")
     for row in signals.to_pylist():
@@ -114,9 +123,31 @@ def _summary() -> None:
             f"{row['model']} v{row['model_version']}"
         )
     print(f"\nSignal files   {settings().signals_dir}/<strategy>/<session>.csv")
-    print(f"Model reports  {settings().reports_dir}/models/<model>-v<version>.html")
+    print(f"Reports        {settings().reports_dir}/index.html")
     print("Plots          on each asset's page in the Dagster UI (make dev)")
     print("Models         make mlflow")
+
+
+def _backtests(warehouse: Warehouse) -> None:
+    """One line per strategy, out of sample."""
+    from quant_assets.backtests.tables import RUNS
+
+    print("\nBacktests, out of sample, net of costs (Sharpe [95 %], deflated by every trial that was run)")
+    for run in warehouse.read(RUNS).to_pylist():
+        if run["window"] != "out_of_sample":
+            continue
+        numbers = json.loads(run["statistics"])
+        returns, validity = numbers["returns"], numbers["validity"]
+        sharpe = (
+            "undefined: never traded"
+            if returns["sharpe"] is None
+            else f"{returns['sharpe']:5.2f} [{returns['sharpe_low']:5.2f}, {returns['sharpe_high']:5.2f}]"
+            f"  DSR {validity['dsr']:.2f} of {validity['trials']:.0f} trials"
+        )
+        print(
+            f"  {run['strategy']:26s} {run['first_session']}..{run['session']}  return {returns['total_return']:+7.1%}  "
+            f"drawdown {numbers['drawdown']['maximum']:6.1%}  {numbers['trades']['count']:>5} trades  Sharpe {sharpe}"
+        )
 
 
 if __name__ == "__main__":

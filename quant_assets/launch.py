@@ -81,13 +81,15 @@ def run_job(
             if rows is not None:
                 detail = f"{rows.value:>9,} rows"
             else:
-                version = metadata.get("version")
-                detail = f"version {version.value} {metadata['alias'].value}" if version else ""
+                version, total = metadata.get("version"), metadata.get("dagster/row_count")
+                detail = f"{total.value:>9,} rows" if total else ""
+                if version:
+                    detail = f"version {version.value} {metadata['alias'].value}"
             elapsed = time.monotonic() - started[event.step_key]
             passed = sum(checks.get(event.step_key, []))
             note = f"  {passed} checks passed" if passed else ""
             print(
-                f"  {event.asset_key.to_user_string():24s} {detail:>24s} {elapsed:6.1f} s{note}", flush=True
+                f"  {event.asset_key.to_user_string():34s} {detail:>20s} {elapsed:6.1f} s{note}", flush=True
             )
         elif kind == dg.DagsterEventType.STEP_FAILURE:
             data = event.step_failure_data

@@ -190,6 +190,7 @@ class Simulation:
         equity: dollars at each close, shape (bars,): cash + shares x close.
         cash: dollars at each close, shape (bars,).
         shares: position at each close, shape (bars,), negative when short.
+        close: dollars per share, as quoted, shape (bars,).
         trades: one row per position from its opening to its end, columns as `TRADE_SCHEMA`. `entry_price` and
             `exit_price` are the market's (the mean over partial exits, in shares of the entry's session), costs stand in
             columns of their own, `pnl` is net of them. A position that is still held at the end has reason `open`, the last
@@ -205,6 +206,7 @@ class Simulation:
     equity: np.ndarray
     cash: np.ndarray
     shares: np.ndarray
+    close: np.ndarray
     trades: pa.Table
     rejected: pa.Table
     interest: float
@@ -279,6 +281,7 @@ def simulate(
         equity,
         cash,
         shares,
+        window.close,
         _trade_table(window, trades[: int(totals[_N_TRADES])]),
         _rejection_table(window, rejected[: int(totals[_N_REJECTED])]),
         float(totals[_INTEREST]),
@@ -567,82 +570,84 @@ def _simulate(  # type: ignore[no-untyped-def]
     capacity = np.inf
 
     for t in range(n):
-        # 1. Night
-        if accrues and t > 0:
-            short_value = -shares * close[t - 1] if shares < 0.0 else 0.0
-            interest, fee = (cash - short_value) * night_rate, short_value * borrow_rate
-            cash += interest - fee
-            totals[_INTEREST] += interest
-            trade[_BORROW] += fee
-            trade[_PNL] -= fee
-        if event[t] and shares != 0.0:
-            shares *= split_factor[t]
-            trade[_BASIS] /= split_factor[t]
-            trade[_SPLIT] *= split_factor[t]
-            paid = shares * dividend[t]
-            cash += paid
-            trade[_PNL] += paid
-            trade[_DIVIDENDS] += paid
+        # Most bars have nothing to do before their close, and this one question is cheaper than all those below.
+        if accrues or pending_exit != 0 or pending_entry != 0 or (shares != 0.0 and (watched or event[t])):
+            # 1. Night
+            if accrues and t > 0:
+                short_value = -shares * close[t - 1] if shares < 0.0 else 0.0
+                interest, fee = (cash - short_value) * night_rate, short_value * borrow_rate
+                cash += interest - fee
+                totals[_INTEREST] += interest
+                trade[_BORROW] += fee
+                trade[_PNL] -= fee
+            if event[t] and shares != 0.0:
+                shares *= split_factor[t]
+                trade[_BASIS] /= split_factor[t]
+                trade[_SPLIT] *= split_factor[t]
+                paid = shares * dividend[t]
+                cash += paid
+                trade[_PNL] += paid
+                trade[_DIVIDENDS] += paid
 
-        # 2. Open
-        if capped:
-            capacity = costs.participation_cap * volume[t]
-        if pending_exit != 0:
-            held = abs(shares)
-            change, shares = _leave(trade, shares, open_[t], volume[t], capacity, costs)
-            cash += change
-            # Exactly nothing while shares are left: a difference of floats would trade crumbs below.
-            capacity = 0.0 if shares != 0.0 else capacity - held
-            if shares == 0.0:
-                _book(trade, totals, trades, t, pending_exit, t - trade[_ENTRY])
-                pending_exit = 0
-        if pending_entry != 0:
-            if shares != 0.0:
-                _reject(totals, rejected, t, pending_entry, np.nan, _PARTICIPATION)
-            else:
-                wanted, why = _order(rule, costs, account, cash, open_[t], volume[t], volatility[t - 1])
-                quantity = 0.0 if why >= 0 else min(wanted, capacity)
-                if account.whole_shares:
-                    quantity = math.floor(quantity + 1e-9)
-                if quantity < wanted or why >= 0:
-                    _reject(
-                        totals,
-                        rejected,
-                        t,
-                        pending_entry,
-                        wanted - quantity,
-                        why if why >= 0 else _PARTICIPATION,
-                    )
-                if quantity > 0.0:
-                    trade[:] = 0.0
-                    trade[_SIDE], trade[_ENTRY], trade[_BASIS], trade[_SPLIT] = (
-                        pending_entry,
-                        t,
-                        open_[t],
-                        1.0,
-                    )
-                    trade[_ENTRY_SHARES], trade[_ENTRY_VALUE] = quantity, quantity * open_[t]
-                    cash += _fill(trade, pending_entry, quantity, open_[t], volume[t], costs)
-                    shares = pending_entry * quantity
-                    capacity -= quantity
-            pending_entry = 0
+            # 2. Open
+            if capped:
+                capacity = costs.participation_cap * volume[t]
+            if pending_exit != 0:
+                held = abs(shares)
+                change, shares = _leave(trade, shares, open_[t], volume[t], capacity, costs)
+                cash += change
+                # Exactly nothing while shares are left: a difference of floats would trade crumbs below.
+                capacity = 0.0 if shares != 0.0 else capacity - held
+                if shares == 0.0:
+                    _book(trade, totals, trades, t, pending_exit, t - trade[_ENTRY])
+                    pending_exit = 0
+            if pending_entry != 0:
+                if shares != 0.0:
+                    _reject(totals, rejected, t, pending_entry, np.nan, _PARTICIPATION)
+                else:
+                    wanted, why = _order(rule, costs, account, cash, open_[t], volume[t], volatility[t - 1])
+                    quantity = 0.0 if why >= 0 else min(wanted, capacity)
+                    if account.whole_shares:
+                        quantity = math.floor(quantity + 1e-9)
+                    if quantity < wanted or why >= 0:
+                        _reject(
+                            totals,
+                            rejected,
+                            t,
+                            pending_entry,
+                            wanted - quantity,
+                            why if why >= 0 else _PARTICIPATION,
+                        )
+                    if quantity > 0.0:
+                        trade[:] = 0.0
+                        trade[_SIDE], trade[_ENTRY], trade[_BASIS], trade[_SPLIT] = (
+                            pending_entry,
+                            t,
+                            open_[t],
+                            1.0,
+                        )
+                        trade[_ENTRY_SHARES], trade[_ENTRY_VALUE] = quantity, quantity * open_[t]
+                        cash += _fill(trade, pending_entry, quantity, open_[t], volume[t], costs)
+                        shares = pending_entry * quantity
+                        capacity -= quantity
+                pending_entry = 0
 
-        # 3. Range
-        if watched and shares != 0.0:
-            entered_now = trade[_ENTRY] == t
-            if bracket and (not entered_now or account.bracket_on_entry_bar):
-                reason, price = _touched(trade, rule, open_[t], high[t], low[t], not entered_now)
-                if reason != 0:
-                    change, shares = _leave(trade, shares, price, volume[t], capacity, costs)
-                    cash += change
-                    pending_exit = reason
-                    if shares == 0.0:
-                        _book(trade, totals, trades, t, reason, t - trade[_ENTRY])
-                        pending_exit = 0
-            if trades is not None and shares != 0.0:
-                up, down = high[t] / trade[_BASIS] - 1.0, low[t] / trade[_BASIS] - 1.0
-                trade[_WORST] = min(trade[_WORST], down if shares > 0.0 else -up)
-                trade[_BEST] = max(trade[_BEST], up if shares > 0.0 else -down)
+            # 3. Range
+            if watched and shares != 0.0:
+                entered_now = trade[_ENTRY] == t
+                if bracket and (not entered_now or account.bracket_on_entry_bar):
+                    reason, price = _touched(trade, rule, open_[t], high[t], low[t], not entered_now)
+                    if reason != 0:
+                        change, shares = _leave(trade, shares, price, volume[t], capacity, costs)
+                        cash += change
+                        pending_exit = reason
+                        if shares == 0.0:
+                            _book(trade, totals, trades, t, reason, t - trade[_ENTRY])
+                            pending_exit = 0
+                if trades is not None and shares != 0.0:
+                    up, down = high[t] / trade[_BASIS] - 1.0, low[t] / trade[_BASIS] - 1.0
+                    trade[_WORST] = min(trade[_WORST], down if shares > 0.0 else -up)
+                    trade[_BEST] = max(trade[_BEST], up if shares > 0.0 else -down)
 
         # 4. Close
         worth = cash + shares * close[t]

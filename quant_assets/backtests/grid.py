@@ -23,6 +23,8 @@ from quant_assets.market.series import BarSeries
 from quant_assets.strategies.strategy import Rules
 
 CHUNK_SETS = 256
+# Returns that differ by less do not vary; see `statistics.py`.
+ROUNDING = 1e-14
 STATISTICS = (
     "total_return",
     "sharpe",
@@ -64,8 +66,9 @@ class GridResult:
 
 
 def rule_array(rules: Iterable[Rules]) -> np.ndarray:
-    """`Rules` of all sets as the kernel takes them, shape (sets, 5)."""
-    return np.array([tuple(engine.rule_of(r)) for r in rules], dtype=np.float64).reshape(-1, 5)
+    """`Rules` of all sets as the kernel takes them, with the look-back of volatility sizing; shape (sets, 6)."""
+    rows = [(*engine.rule_of(r), r.volatility_sessions) for r in rules]
+    return np.array(rows, dtype=np.float64).reshape(-1, 6)
 
 
 def simulate_sets(
@@ -76,31 +79,31 @@ def simulate_sets(
     costs: Costs | None = None,
     account: Account | None = None,
     blocks: int = 16,
-    volatility_sessions: int = 20,
 ) -> GridResult:
     """Simulate a handful of sets (one chunk) on all symbols.
 
     Args:
         series: bars by symbol.
         decisions: by symbol, int8 of shape (sets, bars).
-        rules: shape (sets, 5), see `rule_array`.
+        rules: shape (sets, 6), see `rule_array`.
         window: sessions to trade.
         costs, account: as in `run_backtest`.
         blocks: for the overfitting statistics; 0 for none.
-        volatility_sessions: look-back of volatility sizing.
 
     Raises:
         BacktestError: no session in the window, or arrays that do not fit each other.
     """
     costs = engine.check_costs(costs or Costs())
     account = engine.check_account(account or Account())
-    share = account._replace(initial_cash=account.initial_cash / len(series))
     axis = session_axis(series, window)
+    share = account._replace(initial_cash=account.initial_cash / len(series))
     sets = len(rules)
     if blocks and axis.size - 1 < 2 * blocks:
         blocks = 0
     total: np.ndarray | None = None
     counts = np.zeros((sets, len(engine.TOTALS)))
+    lookbacks = np.unique(rules[rules[:, 0] == 2, 5])
+    lookback_of = np.minimum(np.searchsorted(lookbacks, rules[:, 5]), max(lookbacks.size - 1, 0))
     for symbol, bars in series.items():
         first, last = bars.position(window.first), bars.position(window.last + dt.timedelta(days=1))
         rows = decisions[symbol]
@@ -113,15 +116,16 @@ def simulate_sets(
             total += share.initial_cash
             continue
         volatility = (
-            engine.trailing_volatility(bars, volatility_sessions)
-            if np.any(rules[:, 0] == 2)
-            else np.empty(len(bars))
+            np.stack([engine.trailing_volatility(bars, int(k)) for k in lookbacks])
+            if lookbacks.size
+            else np.empty((1, len(bars)))
         )
         part = bars.cut(first, last)
         equity = np.empty((sets, len(part)))
         _simulate_rows(  # type: ignore[call-arg]
             *engine.market_arrays(part),
-            volatility[first:last],
+            volatility[:, first:last],
+            lookback_of,
             np.ascontiguousarray(rows[:, first:last]),
             rules,
             costs,
@@ -144,10 +148,12 @@ def simulate_sets(
 
 
 def block_edges(returns: int, blocks: int) -> np.ndarray:
-    """Bounds of `blocks` runs of returns whose lengths differ by one at most, shape (blocks + 1,)."""
+    """Bounds of `blocks` runs of returns, the first ones longer by one where they do not divide, shape (blocks + 1,)."""
     if not blocks:
         return np.zeros(1, dtype=np.int64)
-    return np.linspace(0, returns, blocks + 1).astype(np.int64)
+    length, longer = divmod(returns, blocks)
+    at = np.arange(blocks + 1, dtype=np.int64)
+    return at * length + np.minimum(at, longer)
 
 
 def run_grid(
@@ -166,7 +172,7 @@ def run_grid(
     Args:
         series: bars by symbol.
         decide: (bars, slice of the sets) -> int8 of shape (sets of the slice, bars).
-        rules: shape (sets, 5).
+        rules: shape (sets, 6).
         window, costs, account, blocks: see `simulate_sets`.
         jobs: threads.
         chunk_sets: sets per chunk; a chunk takes 8 bytes x sets x sessions.
@@ -212,6 +218,7 @@ def _simulate_rows(  # type: ignore[no-untyped-def]
     split_factor,
     event,
     volatility,
+    lookback_of,
     decisions,
     rules,
     costs,
@@ -230,7 +237,7 @@ def _simulate_rows(  # type: ignore[no-untyped-def]
             dividend,
             split_factor,
             event,
-            volatility,
+            volatility[lookback_of[s]],
             decisions[s],
             rule,
             costs,
@@ -250,61 +257,65 @@ def _add_on_axis(total, equity, at, before):  # type: ignore[no-untyped-def]
             total[s, t] += before if at[t] < 0 else equity[s, at[t]]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _statistics(total, counts, initial, edges, values, sums, squares):  # type: ignore[no-untyped-def]
-    """Two passes per set: the returns may be far from 0 on average, so the variance is taken about the mean."""
+    """The definitions of `statistics.py`, ruin and rounding included; sums run in order, several in one loop.
+
+    The returns may be far from 0 on average, so the variance is taken about the mean.
+    """
     n = total.shape[1]
-    returns = np.empty(max(n - 1, 0))
+    returns = np.zeros(n - 1)
     for s in range(total.shape[0]):
         path = total[s]
+        alive = 1
+        while alive < n and path[alive - 1] > 0.0:
+            alive += 1
+        for t in range(1, alive):
+            returns[t - 1] = path[t] / path[t - 1] - 1.0
+        returns[alive - 1 :] = 0.0
         peak, depth, level = path[0], 0.0, path[0]
+        mean, lowest, highest = 0.0, np.inf, -np.inf
         for t in range(1, n):
-            # A ruined account earns nothing any more.
-            returns[t - 1] = path[t] / path[t - 1] - 1.0 if path[t - 1] > 0.0 else 0.0
             level += path[t]
-        for t in range(1, n):
             if path[t] > peak:
                 peak = path[t]
             elif path[t] - peak < depth * peak:
                 depth = path[t] / peak - 1.0
-        mean, variance = np.nan, np.nan
-        if n > 1:
-            mean = 0.0
-            for r in returns:
-                mean += r
-            mean /= n - 1
-        if n > 2:
-            variance = 0.0
-            for r in returns:
-                variance += (r - mean) * (r - mean)
-            variance /= n - 2
-        deviation = math.sqrt(variance) if variance > 0.0 else 0.0
+            mean += returns[t - 1]
+            lowest, highest = min(lowest, returns[t - 1]), max(highest, returns[t - 1])
+        mean /= n - 1
+        squared = 0.0
         for b in range(edges.size - 1):
             total_b = square_b = 0.0
             for t in range(edges[b], edges[b + 1]):
                 total_b += returns[t]
                 square_b += returns[t] * returns[t]
+                squared += (returns[t] - mean) * (returns[t] - mean)
             sums[s, b], squares[s, b] = total_b, square_b
-        trades = counts[s, engine._N_TRADES]
-        pnl = counts[s, engine._GROSS_PROFIT] - counts[s, engine._GROSS_LOSS]
+        for t in range(edges[-1], n - 1):
+            squared += (returns[t] - mean) * (returns[t] - mean)
+        deviation = np.nan
+        if n > 2:
+            constant = highest - lowest <= ROUNDING * (1.0 + max(-lowest, highest))
+            deviation = 0.0 if constant else math.sqrt(squared / (n - 2))
+        trades, losses = counts[s, engine._N_TRADES], counts[s, engine._GROSS_LOSS]
+        pnl = counts[s, engine._GROSS_PROFIT] - losses
         sqn = np.nan
         if trades > 1.0:
-            spread = (counts[s, engine._PNL_SQUARED] - pnl * pnl / trades) / (trades - 1.0)
-            if spread > 0.0:
-                sqn = math.sqrt(trades) * (pnl / trades) / math.sqrt(spread)
+            # Below this the difference of the two sums is their rounding: the trades earned the same.
+            spread = counts[s, engine._PNL_SQUARED] - pnl * pnl / trades
+            if spread > 1e-12 * counts[s, engine._PNL_SQUARED]:
+                sqn = math.sqrt(trades) * (pnl / trades) / math.sqrt(spread / (trades - 1.0))
+        base = level / n * (n - 1) / 252.0
         values[s, 0] = path[n - 1] / initial - 1.0
         values[s, 1] = mean / deviation * math.sqrt(252.0) if deviation > 0.0 else np.nan
-        values[s, 2] = deviation * math.sqrt(252.0) if n > 2 else np.nan
+        values[s, 2] = deviation * math.sqrt(252.0)
         values[s, 3] = depth
         values[s, 4] = path[n - 1]
         values[s, 5] = trades
         values[s, 6] = counts[s, engine._N_WINS] / trades if trades > 0.0 else np.nan
-        values[s, 7] = (
-            counts[s, engine._GROSS_PROFIT] / counts[s, engine._GROSS_LOSS]
-            if counts[s, engine._GROSS_LOSS] > 0.0
-            else np.nan
-        )
+        values[s, 7] = counts[s, engine._GROSS_PROFIT] / losses if losses > 0.0 else np.nan
         values[s, 8] = sqn
-        values[s, 9] = counts[s, engine._TRADED_VALUE] / (level / n) * 252.0 / (n - 1) if n > 1 else np.nan
+        values[s, 9] = counts[s, engine._TRADED_VALUE] / base if base > 0.0 else np.nan
         values[s, 10] = counts[s, engine._COSTS]
         values[s, 11] = counts[s, engine._N_REJECTED]

@@ -81,7 +81,10 @@ def session_axis(series: Mapping[str, BarSeries], window: Window) -> np.ndarray:
         bars.sessions[bars.position(window.first) : bars.position(window.last + dt.timedelta(days=1))]
         for bars in series.values()
     ]
-    axis = np.unique(np.concatenate(inside)) if inside else np.array([], dtype="datetime64[D]")
+    if len(inside) == 1:
+        axis = inside[0]
+    else:
+        axis = np.unique(np.concatenate(inside)) if inside else np.array([], dtype="datetime64[D]")
     if not axis.size:
         spans = ", ".join(f"{s} {b.sessions[0]} to {b.sessions[-1]}" for s, b in series.items())
         raise BacktestError(

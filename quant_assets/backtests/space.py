@@ -43,13 +43,19 @@ class Dimension:
     values: tuple[Any, ...] = ()
 
     @property
+    def count(self) -> int:
+        """How many values the grid has."""
+        if self.type == "choice":
+            return len(self.values)
+        # The hair keeps the upper bound when the steps miss it by rounding.
+        return math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
+    @property
     def grid(self) -> tuple[Any, ...]:
         """Grid values in order."""
         if self.type == "choice":
             return self.values
-        # The hair keeps the upper bound when the steps miss it by rounding.
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        raw = [self.low + i * self.step for i in range(count)]
+        raw = [self.low + i * self.step for i in range(self.count)]
         return tuple(int(v) for v in raw) if self.type == "int" else tuple(round(v, 12) for v in raw)
 
 
@@ -77,7 +83,7 @@ class Space:
     @property
     def grid_size(self) -> int:
         """Sets of the full grid before `ordered` drops some."""
-        return math.prod(len(d.grid) for d in self.dimensions)
+        return math.prod(d.count for d in self.dimensions)
 
     def allows(self, parameters: dict[str, Any]) -> bool:
         """Whether every ordered pair is in order."""
@@ -90,7 +96,7 @@ class Space:
             SpaceError: none, or more than `most`.
         """
         if self.grid_size > most:
-            sizes = " x ".join(f"{d.name} {len(d.grid)}" for d in self.dimensions)
+            sizes = " x ".join(f"{d.name} {d.count}" for d in self.dimensions)
             raise SpaceError(
                 f"the grid of {self.strategy} has {self.grid_size:,} sets ({sizes}), more than {most:,}. Widen the "
                 f"steps in {self.strategy}.yaml, raise most_trials, or use method random or bayesian."
@@ -161,8 +167,12 @@ def load_space(strategy: str, path: Path | None = None) -> Space:
     fields = {f.name for f in dataclasses.fields(strategy_class(strategy))}
     dimensions = tuple(_dimension(path, name, given, fields) for name, given in raw["parameters"].items())
     names = {d.name for d in dimensions}
-    ordered = tuple((str(a), str(b)) for a, b in raw.get("ordered") or ())
-    heat_map = tuple(raw.get("heat_map") or ())
+    pairs, plotted = raw.get("ordered") or [], raw.get("heat_map") or []
+    if not (isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)):
+        raise SpaceError(f"{path}: ordered = {pairs} must be a list of pairs of names")
+    if not (isinstance(plotted, list) and len(plotted) in (0, 2)):
+        raise SpaceError(f"{path}: heat_map = {plotted} must be two names")
+    ordered, heat_map = tuple((str(a), str(b)) for a, b in pairs), tuple(map(str, plotted))
     if stray := sorted(({n for pair in ordered for n in pair} | set(heat_map)) - names):
         raise SpaceError(f"{path}: {', '.join(stray)} is not among the parameters {', '.join(sorted(names))}")
     return Space(strategy, dimensions, ordered, heat_map)
@@ -179,16 +189,17 @@ def _dimension(path: Path, name: str, given: Any, fields: set[str]) -> Dimension
     if unknown := sorted(set(given) - wanted[kind] - {"type"}):
         raise SpaceError(f"{where}: unknown key {', '.join(unknown)}")
     if kind == "choice":
-        if not given.get("values"):
-            raise SpaceError(f"{where}: values is empty")
+        if not (isinstance(given.get("values"), list) and given["values"]):
+            raise SpaceError(f"{where}: values = {given.get('values')} must be a list that is not empty")
         return Dimension(name, kind, values=tuple(given["values"]))
-    missing = [k for k in ("low", "high") if not isinstance(given.get(k), int | float)]
-    if missing:
-        raise SpaceError(f"{where}: {', '.join(missing)} must be given as a number")
-    low, high, step = given["low"], given["high"], given.get("step", 1)
+    given = {"step": 1, **given}
+    for bound in ("low", "high", "step"):
+        if not (isinstance(given.get(bound), int | float) and math.isfinite(given[bound])):
+            raise SpaceError(f"{where}: {bound} = {given.get(bound)} must be given as a number")
+    low, high, step = given["low"], given["high"], given["step"]
     if high < low:
         raise SpaceError(f"{where}: high = {high} is below low = {low}")
-    if not (isinstance(step, int | float) and step > 0):
+    if step <= 0:
         raise SpaceError(f"{where}: step = {step} must be above 0")
     if kind == "int" and any(v != int(v) for v in (low, high, step)):
         raise SpaceError(f"{where}: low, high and step of an int must be whole numbers")

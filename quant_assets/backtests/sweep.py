@@ -143,11 +143,13 @@ class SweepResult:
 
     Attributes:
         sweep: what was asked.
+        study: its key in the `TrialStore`.
         trials: in the order of their numbers.
         reused: how many were found finished.
     """
 
     sweep: Sweep
+    study: str
     trials: list[Trial]
     reused: int
 
@@ -358,7 +360,7 @@ def _evaluate(chunk: _Chunk) -> list[Trial]:
 
     for number, parameters in chunk.sets:
         try:
-            strategy = chunk.strategy.create(**chunk.fixed, **parameters)
+            rule = chunk.strategy.create(**chunk.fixed, **parameters).rules
             rows = {
                 symbol: chunk.strategy.decide_grid(
                     bars, [{**chunk.fixed, **parameters}], (chunk.probability or {}).get(symbol)
@@ -369,7 +371,7 @@ def _evaluate(chunk: _Chunk) -> list[Trial]:
             fail(number, parameters, error)
             continue
         good.append((number, parameters))
-        rules.append(strategy.rules)
+        rules.append(rule)
         for symbol, row in rows.items():
             decisions[symbol].append(row)
     if good:
@@ -451,7 +453,7 @@ def run_sweep(
         order = [parameter_key(p) for p in sets]
         work(list(enumerate(sets)), CHUNK_SETS, len(sets))
     trials = [known[key] for key in order]
-    return SweepResult(sweep, trials, sum(key in found for key in order))
+    return SweepResult(sweep, study, trials, sum(key in found for key in order))
 
 
 def _bayesian(

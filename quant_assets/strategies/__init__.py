@@ -49,7 +49,11 @@ def make_strategy(name: str, **parameters: Any) -> Strategy:
 
 
 def space_path(name: str) -> Path:
-    """The file with the search space of a strategy, beside its code."""
-    module = import_module(STRATEGIES[name].partition(":")[0])
+    """The file with the search space of a strategy, beside its code.
+
+    Raises:
+        StrategyError: no such strategy.
+    """
+    module = import_module(strategy_class(name).__module__)
     assert module.__file__ is not None
     return Path(module.__file__).with_name(f"{name}.yaml")

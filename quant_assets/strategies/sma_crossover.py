@@ -19,6 +19,9 @@ from quant_assets.strategies.strategy import (
     require_period,
 )
 
+# Averages that differ by rounding alone are equal, or two that tie in decimals (IBM on 2005-06-27) would cross.
+TIE_TOLERANCE = 1e-12
+
 
 @dataclass(frozen=True, kw_only=True)
 class SmaCrossover(Strategy):
@@ -106,7 +109,8 @@ def _crosses(
 ) -> None:
     side = 0
     for t in range(first, fast.size):
-        now = 1 if fast[t] > slow[t] else (-1 if fast[t] < slow[t] else side)
+        gap, slack = fast[t] - slow[t], TIE_TOLERANCE * slow[t]
+        now = 1 if gap > slack else (-1 if gap < -slack else side)
         if now != side:
             if side != 0 or enter_on_first_bar:
                 decisions[t] = ENTER_LONG if now > 0 else ENTER_SHORT

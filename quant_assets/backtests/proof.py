@@ -1,0 +1,112 @@
+"""Proofs about a finished backtest: it did not look ahead, its accounts balance, its trades are out of sample. Pure.
+
+Belongs here: running again on less data and comparing. Does not belong here: what is done with the verdict (`assets.py`).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from quant_assets.backtests.engine import Account, Costs
+from quant_assets.backtests.portfolio import Backtest, Window, run_backtest
+from quant_assets.market.series import BarSeries
+from quant_assets.strategies.strategy import Strategy
+
+
+def truncation_problems(
+    run: Backtest,
+    strategy: Strategy,
+    series: Mapping[str, BarSeries],
+    probability: Callable[[Mapping[str, BarSeries]], Mapping[str, np.ndarray]] | None,
+    costs: Costs,
+    account: Account,
+    cuts: int = 6,
+) -> list[dict[str, object]]:
+    """Cut all inputs at several sessions, run again, and compare everything up to each cut bit for bit.
+
+    Args:
+        run: the backtest on all data.
+        strategy, series, costs, account: what it was run with.
+        probability: series -> probabilities, for strategies with a model.
+        cuts: how many sessions are tried, evenly over the window, the first one included.
+
+    Returns:
+        One row per difference: `cut` and `what`. Empty: no look-ahead was found.
+    """
+    problems: list[dict[str, object]] = []
+    for at in np.unique(np.linspace(0, len(run.sessions) - 1, cuts + 1)[:-1].astype(int)):
+        cut: dt.date = run.sessions[at].astype(object)
+        ends = {s: bars.position(cut + dt.timedelta(days=1)) for s, bars in series.items()}
+        # A symbol that is listed later keeps its first bar, so that the money is split alike; that bar lies after the
+        # window and is never simulated.
+        past = {s: bars.cut(0, max(ends[s], 1)) for s, bars in series.items()}
+        again = run_backtest(
+            strategy,
+            past,
+            Window(run.window.first, cut),
+            probability(past) if probability else None,
+            costs,
+            account,
+        )
+        for name in ("sessions", "equity", "invested", "gross"):
+            now, then = getattr(again, name), getattr(run, name)[: at + 1]
+            if not np.array_equal(now, then):
+                first = int(np.argmin(now == then)) if now.shape == then.shape else 0
+                problems.append({"cut": str(cut), "what": f"{name} differs from {run.sessions[first]} on"})
+        before, after = closed_trades(run.trades, cut), closed_trades(again.trades, cut)
+        if not before.equals(after):
+            problems.append(
+                {
+                    "cut": str(cut),
+                    "what": f"{before.num_rows} trades closed until then, {after.num_rows} when cut",
+                }
+            )
+    return problems
+
+
+def closed_trades(trades: pa.Table, until: dt.date) -> pa.Table:
+    """Trades that ended on or before a session."""
+    return trades.filter(
+        pc.and_(
+            pc.less_equal(trades["exit_session"], pa.scalar(until)), pc.not_equal(trades["reason"], "open")
+        )
+    )
+
+
+def balance(run: Backtest) -> dict[str, float]:
+    """Initial cash + PnL of all trades + interest against the final equity, dollars; `difference` should be 0."""
+    pnl = float(sum(run.trades["pnl"].to_pylist()))
+    final = float(run.equity[-1])
+    return {
+        "initial cash": run.initial_cash,
+        "PnL of trades": pnl,
+        "interest": run.interest,
+        "final equity": final,
+        "difference": run.initial_cash + pnl + run.interest - final,
+    }
+
+
+def sessions_between(
+    run: Backtest, sessions: Sequence[dt.date], seen_until: dt.date
+) -> tuple[dt.date, int] | None:
+    """(earliest decision of a trade, sessions strictly between `seen_until` and it); None without a trade.
+
+    A trade is decided at the close before its entry. The count is negative when that close was seen.
+
+    Args:
+        run: the backtest.
+        sessions: all sessions of the market, in order.
+        seen_until: last session that the model, or whoever chose the parameters, has seen.
+    """
+    entries = run.trades["entry_session"].to_pylist()
+    if not entries:
+        return None
+    ordered = list(sessions)
+    decision = ordered[ordered.index(min(entries)) - 1]
+    gap = sum(seen_until < day < decision for day in ordered)
+    return decision, gap if decision > seen_until else -1
