@@ -7,7 +7,7 @@ BIN     := $(VENV)/bin
 export QUANT_HOME ?= $(CURDIR)/.quant
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain test lint format dev mlflow bench clean
+.PHONY: help setup demo chain backtest test lint format dev mlflow bench clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-8s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: $(VENV)/.installed ## run the whole chain on the sample, then five nights,
 
 chain: $(VENV)/.installed ## the main job on your own source (FIRST=2022-03-03 LAST=2024-12-31)
 	@$(BIN)/python -m quant_assets.launch chain_job $(if $(FIRST),--first $(FIRST)) $(if $(LAST),--last $(LAST))
+
+backtest: $(VENV)/.installed ## parameter sweep, every strategy's backtest, tear sheets
+	@$(BIN)/python -m quant_assets.launch backtest_job
 
 test: $(VENV)/.installed ## run the tests (PYTEST_ARGS="-k bars" narrows)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

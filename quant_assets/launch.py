@@ -94,9 +94,12 @@ def run_job(
         elif kind == dg.DagsterEventType.STEP_FAILURE:
             data = event.step_failure_data
             said = data.user_failure_data.description if data.user_failure_data else None
+            # Dagster wraps what the asset raised; the innermost error is the one to read.
+            error = data.error
+            while error and error.cause:
+                error = error.cause
             print(
-                f"  {event.step_key} FAILED: {said or (data.error.message.strip() if data.error else '')}",
-                flush=True,
+                f"  {event.step_key} FAILED: {said or (error.message.strip() if error else '')}", flush=True
             )
 
     instance.add_event_listener(run_id, progress)

@@ -10,8 +10,9 @@ os.environ["QUANT_HOME"] = tempfile.mkdtemp(prefix="quant-home-")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
@@ -25,6 +26,11 @@ from quant_assets.market.validation import validate_bars, validate_news
 from quant_resources.calendar import TradingCalendar
 from quant_resources.iceberg import Warehouse
 from quant_resources.sources.sample import FIRST_SESSION, LAST_SESSION, SampleSource
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from quant_resources.iceberg import TableSpec
 
 SHARED_FILES = Path(__file__).resolve().parents[2] / "shared" / "data" / "files"
 
@@ -104,3 +110,67 @@ def bar() -> Callable[..., dict[str, object]]:
         }
 
     return make
+
+
+class Chain:
+    """A filled home: definitions, instance, where things are, and what it was filled with."""
+
+    first, last = dt.date(2010, 1, 4), dt.date(2012, 3, 30)
+    nights = (dt.date(2012, 4, 2), dt.date(2012, 4, 3))
+    symbols = ("AAPL", "IBM", "MSFT")
+
+    def __init__(self, instance: "dg.DagsterInstance") -> None:
+        from quant_assets.definitions import build_defs
+        from quant_assets.partitions import settings
+        from quant_resources.registry import ModelRegistry
+
+        self.home = settings().home
+        self.instance = instance
+        self.defs = build_defs({"source": SampleSource(symbols=self.symbols, seed=settings().seed)})
+        self.warehouse = Warehouse(self.home)
+        self.registry = ModelRegistry(self.home)
+
+    @staticmethod
+    def range_tags(first: dt.date, last: dt.date) -> dict[str, str]:
+        """Run tags for a range of sessions."""
+        from quant_assets.launch import RANGE_TAGS
+
+        return dict(zip(RANGE_TAGS, (first.isoformat(), last.isoformat()), strict=True))
+
+    def night(self, session: dt.date) -> "dg.ExecuteInProcessResult":
+        """The run that the schedule requests for a session."""
+        return self.run("daily_signals_job", partition_key=session.isoformat())
+
+    def run(
+        self, job: str, ops: dict[str, dict[str, object]] | None = None, **options: object
+    ) -> "dg.ExecuteInProcessResult":
+        """A job in this process; `ops` holds the config of assets by op name."""
+        from quant_assets.launch import QUIET
+
+        config = {**QUIET, "ops": {name: {"config": values} for name, values in (ops or {}).items()}}
+        return self.defs.resolve_job_def(job).execute_in_process(
+            instance=self.instance,
+            raise_on_error=False,
+            run_config=config,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def read(self, spec: "TableSpec") -> pa.Table:
+        """All rows of a table."""
+        return self.warehouse.read(spec)
+
+
+@pytest.fixture(scope="session")
+def chain() -> Iterator[Chain]:
+    """The main job on 26 months of three symbols, two nights, and every backtest with a small sweep: real runs."""
+    from quant_assets.launch import open_instance, run_job
+    from quant_assets.partitions import settings
+
+    with open_instance(settings()) as instance:
+        made = Chain(instance)
+        assert run_job(made.defs, instance, "chain_job", Chain.range_tags(Chain.first, Chain.last))
+        for session in Chain.nights:
+            assert made.night(session).success
+        sweep = {"method": "random", "trials": 12, "seed": 7}
+        assert made.run("backtest_job", {"backtests__parameter_sweep": sweep}).success
+        yield made

@@ -1,7 +1,7 @@
 """The chain end to end on a small slice: real Dagster runs, Iceberg, DuckDB, MLflow, ONNX; no mocks.
 
-One module-wide home is filled by the main job and two nights; the tests look at what came out, then repeat, break and
-kill things.
+One home is filled by the main job and two nights (fixture `chain`); the tests look at what came out, then repeat, break
+and kill things.
 """
 
 import datetime as dt
@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pandas as pd
@@ -23,18 +23,14 @@ import pytest
 
 from quant_assets.definitions import build_defs
 from quant_assets.features import tables as feature_tables
-from quant_assets.launch import QUIET, RANGE_TAGS, open_instance, run_job
+from quant_assets.launch import QUIET
 from quant_assets.market import tables as market_tables
 from quant_assets.models.mlp import OnnxMlp
 from quant_assets.partitions import CALENDAR, settings
 from quant_assets.serving.tables import LIVE_SIGNALS
-from quant_resources.iceberg import TableSpec, Warehouse
-from quant_resources.registry import ModelRegistry
+from quant_resources.iceberg import Warehouse
 from quant_resources.sources.sample import SampleSource
 
-FIRST, LAST = dt.date(2010, 1, 4), dt.date(2012, 3, 30)
-NIGHTS = [dt.date(2012, 4, 2), dt.date(2012, 4, 3)]
-SYMBOLS = ("AAPL", "IBM", "MSFT")
 TABLES = (
     market_tables.BARS,
     market_tables.NEWS,
@@ -46,67 +42,33 @@ TABLES = (
 )
 
 
-def _range(first: dt.date, last: dt.date) -> dict[str, str]:
-    return dict(zip(RANGE_TAGS, (first.isoformat(), last.isoformat()), strict=True))
-
-
-class Chain:
-    """A filled home: definitions, instance, and where things are."""
-
-    def __init__(self, instance: dg.DagsterInstance) -> None:
-        self.home = settings().home
-        self.instance = instance
-        self.defs = build_defs({"source": SampleSource(symbols=SYMBOLS, seed=settings().seed)})
-        self.warehouse = Warehouse(self.home)
-        self.registry = ModelRegistry(self.home)
-
-    def night(self, session: dt.date) -> dg.ExecuteInProcessResult:
-        """The run that the schedule requests for a session."""
-        return self.defs.resolve_job_def("daily_signals_job").execute_in_process(
-            partition_key=session.isoformat(), instance=self.instance, raise_on_error=False, run_config=QUIET
-        )
-
-    def read(self, spec: TableSpec) -> pa.Table:
-        return self.warehouse.read(spec)
-
-
-@pytest.fixture(scope="module")
-def chain() -> Iterator[Chain]:
-    with open_instance(settings()) as instance:
-        made = Chain(instance)
-        assert run_job(made.defs, instance, "chain_job", _range(FIRST, LAST))
-        for session in NIGHTS:
-            assert made.night(session).success
-        yield made
-
-
-def test_every_table_holds_its_sessions(chain: Chain) -> None:
-    sessions = CALENDAR.sessions(FIRST, NIGHTS[-1])
+def test_every_table_holds_its_sessions(chain: Any) -> None:
+    sessions = CALENDAR.sessions(chain.first, chain.nights[-1])
     bars = chain.read(market_tables.BARS)
-    assert bars.num_rows == len(sessions) * len(SYMBOLS)
+    assert bars.num_rows == len(sessions) * len(chain.symbols)
     assert sorted(set(bars["session"].to_pylist())) == sessions
-    assert chain.read(feature_tables.TECHNICAL).num_rows == (len(sessions) - 20) * len(SYMBOLS)
-    assert chain.read(feature_tables.SENTIMENT).num_rows == (len(sessions) - 15) * len(SYMBOLS)
-    assert chain.read(feature_tables.LABELS).num_rows == (len(sessions) - 5) * len(SYMBOLS)
+    assert chain.read(feature_tables.TECHNICAL).num_rows == (len(sessions) - 20) * len(chain.symbols)
+    assert chain.read(feature_tables.SENTIMENT).num_rows == (len(sessions) - 15) * len(chain.symbols)
+    assert chain.read(feature_tables.LABELS).num_rows == (len(sessions) - 5) * len(chain.symbols)
 
 
-def test_the_range_was_one_commit_and_each_night_one_more(chain: Chain) -> None:
+def test_the_range_was_one_commit_and_each_night_one_more(chain: Any) -> None:
     for spec in TABLES:
-        expected = 1 if spec is market_tables.SECURITIES else 1 + len(NIGHTS)
+        expected = 1 if spec is market_tables.SECURITIES else 1 + len(chain.nights)
         assert len(chain.warehouse.snapshots(spec)) == expected, spec.name
     newest = chain.warehouse.snapshots(market_tables.BARS)[-1]["summary"]
-    assert newest["quant.partition"] == f"{NIGHTS[-1]}..{NIGHTS[-1]}"
+    assert newest["quant.partition"] == f"{chain.nights[-1]}..{chain.nights[-1]}"
     assert newest["quant.run_id"]
 
 
-def test_every_session_is_a_materialized_partition(chain: Chain) -> None:
-    sessions = [session.isoformat() for session in CALENDAR.sessions(FIRST, NIGHTS[-1])]
+def test_every_session_is_a_materialized_partition(chain: Any) -> None:
+    sessions = [session.isoformat() for session in CALENDAR.sessions(chain.first, chain.nights[-1])]
     for name in ("market/bars", "features/technical", "serving/live_signals"):
         key = dg.AssetKey(name.split("/"))
         assert chain.instance.get_materialized_partitions(key) == set(sessions), name
 
 
-def test_every_check_ran_and_only_the_expected_one_warns(chain: Chain) -> None:
+def test_every_check_ran_and_only_the_expected_one_warns(chain: Any) -> None:
     graph = chain.defs.resolve_asset_graph()
     latest = {
         key: chain.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
@@ -118,22 +80,24 @@ def test_every_check_ran_and_only_the_expected_one_warns(chain: Chain) -> None:
     assert failed == {"market/bars:newest_session"}
 
 
-def test_nightly_rows_equal_those_of_a_full_rebuild_bit_for_bit(chain: Chain, tmp_path: Path) -> None:
+def test_nightly_rows_equal_those_of_a_full_rebuild_bit_for_bit(chain: Any, tmp_path: Path) -> None:
     rebuilt = Warehouse(tmp_path / "rebuilt")
-    defs = build_defs({"source": SampleSource(symbols=SYMBOLS, seed=settings().seed), "warehouse": rebuilt})
+    defs = build_defs(
+        {"source": SampleSource(symbols=chain.symbols, seed=settings().seed), "warehouse": rebuilt}
+    )
     with dg.DagsterInstance.ephemeral() as instance:
         job = dg.define_asset_job("j", selection=dg.AssetSelection.groups("market", "features"))
         whole = dg.Definitions.merge(defs, dg.Definitions(jobs=[job])).resolve_job_def("j")
         assert whole.execute_in_process(
-            instance=instance, tags=_range(FIRST, NIGHTS[-1]), run_config=QUIET
+            instance=instance, tags=chain.range_tags(chain.first, chain.nights[-1]), run_config=QUIET
         ).success
     for spec in TABLES[:-1]:
         assert rebuilt.read(spec).equals(chain.read(spec)), spec.name
 
 
-def test_a_second_run_leaves_identical_rows_and_one_more_snapshot(chain: Chain) -> None:
+def test_a_second_run_leaves_identical_rows_and_one_more_snapshot(chain: Any) -> None:
     before = {spec.name: (chain.read(spec), len(chain.warehouse.snapshots(spec))) for spec in TABLES}
-    assert chain.night(NIGHTS[-1]).success
+    assert chain.night(chain.nights[-1]).success
     for spec in TABLES:
         rows, snapshots = before[spec.name]
         now = chain.read(spec)
@@ -145,7 +109,7 @@ def test_a_second_run_leaves_identical_rows_and_one_more_snapshot(chain: Chain) 
         assert len(chain.warehouse.snapshots(spec)) == expected, spec.name
 
 
-def test_the_registry_holds_champions_with_their_lineage(chain: Chain) -> None:
+def test_the_registry_holds_champions_with_their_lineage(chain: Any) -> None:
     for name, inputs in (("mlp_technical", 31), ("mlp_sentiment", 47)):
         champion = chain.registry.champion(name)
         assert champion.version == 1
@@ -169,7 +133,7 @@ def test_the_registry_holds_champions_with_their_lineage(chain: Chain) -> None:
             assert metrics[f"out_of_sample.{side}.logistic_regression.auc"] > 0
 
 
-def test_every_model_has_a_report_that_stands_alone(chain: Chain) -> None:
+def test_every_model_has_a_report_that_stands_alone(chain: Any) -> None:
     for name in ("mlp_technical", "mlp_sentiment"):
         page = (chain.home / "reports" / "models" / f"{name}-v1.html").read_text()
         assert f"{name} version 1 (champion)" in page
@@ -178,13 +142,13 @@ def test_every_model_has_a_report_that_stands_alone(chain: Chain) -> None:
         assert "src='http" not in page
 
 
-def test_signals_are_what_the_champion_says_about_the_nights_features(chain: Chain) -> None:
-    session = NIGHTS[-1]
+def test_signals_are_what_the_champion_says_about_the_nights_features(chain: Any) -> None:
+    session = chain.nights[-1]
     signals = chain.warehouse.read(LIVE_SIGNALS, session, session).to_pylist()
     assert {(row["strategy"], row["symbol"]) for row in signals} == {
         (strategy, symbol)
         for strategy in ("mlp_long_short", "mlp_sentiment_long_short")
-        for symbol in SYMBOLS
+        for symbol in chain.symbols
     }
     champion = chain.registry.champion("mlp_technical")
     features = chain.warehouse.read(feature_tables.TECHNICAL, session, session)
@@ -197,20 +161,20 @@ def test_signals_are_what_the_champion_says_about_the_nights_features(chain: Cha
     assert all(f"features.technical={snapshot}" in row["feature_snapshots"] for row in signals)
 
 
-def test_no_signal_for_a_session_that_the_model_was_trained_on(chain: Chain) -> None:
+def test_no_signal_for_a_session_that_the_model_was_trained_on(chain: Any) -> None:
     first_signal = min(chain.read(LIVE_SIGNALS)["session"].to_pylist())
     assert first_signal > dt.date.fromisoformat(
         chain.registry.champion("mlp_technical").bundle["windows"]["in_sample_last"]
     )
 
 
-def test_signal_files_lie_where_the_readme_says(chain: Chain) -> None:
-    frame = pd.read_csv(chain.home / "signals" / "mlp_long_short" / f"{NIGHTS[-1]}.csv")
+def test_signal_files_lie_where_the_readme_says(chain: Any) -> None:
+    frame = pd.read_csv(chain.home / "signals" / "mlp_long_short" / f"{chain.nights[-1]}.csv")
     assert list(frame.columns) == ["date", "symbol", "signal"]
-    assert list(frame["symbol"]) == list(SYMBOLS)
+    assert list(frame["symbol"]) == list(chain.symbols)
 
 
-def test_an_equal_challenger_stays_challenger_and_the_champion_serves(chain: Chain) -> None:
+def test_an_equal_challenger_stays_challenger_and_the_champion_serves(chain: Any) -> None:
     """Trained on the same window the network is the same, bit for bit, and better than itself it is not."""
     names = ("mlp_technical", "mlp_sentiment")
     ends = {name: chain.registry.champion(name).bundle["windows"]["in_sample_last"] for name in names}
@@ -231,7 +195,7 @@ def test_an_equal_challenger_stays_challenger_and_the_champion_serves(chain: Cha
         )
 
 
-def test_retraining_on_the_same_rows_gives_the_same_network(chain: Chain) -> None:
+def test_retraining_on_the_same_rows_gives_the_same_network(chain: Any) -> None:
     first = chain.registry.champion("mlp_technical")
     second = chain.registry.find("mlp_technical", "challenger")
     assert second is not None
@@ -248,8 +212,8 @@ def test_retraining_on_the_same_rows_gives_the_same_network(chain: Chain) -> Non
 class BadSource(SampleSource):
     """The sample with one bar changed."""
 
-    def __init__(self, change: dict[str, object], session: dt.date) -> None:
-        super().__init__(symbols=SYMBOLS, seed=1)
+    def __init__(self, symbols: tuple[str, ...], change: dict[str, object], session: dt.date) -> None:
+        super().__init__(symbols=symbols, seed=1)
         self._change, self._session = change, session
 
     def bars(self, first: dt.date, last: dt.date) -> pa.Table:
@@ -271,11 +235,11 @@ class BadSource(SampleSource):
     ],
 )
 def test_a_bad_bar_fails_the_night_and_the_tables_are_as_they_were(
-    chain: Chain, change: dict[str, object], rule: str
+    chain: Any, change: dict[str, object], rule: str
 ) -> None:
     session = dt.date(2012, 4, 4)
     before = {spec.name: chain.warehouse.snapshot_id(spec) for spec in TABLES}
-    defs = build_defs({"source": BadSource(change, session)})
+    defs = build_defs({"source": BadSource(chain.symbols, change, session)})
     result = defs.resolve_job_def("daily_signals_job").execute_in_process(
         partition_key=session.isoformat(), instance=chain.instance, raise_on_error=False, run_config=QUIET
     )
@@ -295,13 +259,13 @@ def test_a_bad_bar_fails_the_night_and_the_tables_are_as_they_were(
 
 
 def test_with_quarantine_the_bad_row_is_set_aside_with_its_reason(
-    chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lenient = settings().model_copy(update={"bad_rows": "quarantine", "missing_sessions": "warn"})
     monkeypatch.setattr("quant_assets.market.assets.settings", lambda: lenient)
     session = dt.date(2012, 4, 4)
     warehouse = Warehouse(tmp_path)
-    defs = build_defs({"source": BadSource({"close": -1.0}, session), "warehouse": warehouse})
+    defs = build_defs({"source": BadSource(chain.symbols, {"close": -1.0}, session), "warehouse": warehouse})
     job = defs.resolve_job_def("ingest_job")
     for _ in range(2):  # setting a row aside is idempotent, too
         assert job.execute_in_process(
@@ -313,13 +277,13 @@ def test_with_quarantine_the_bad_row_is_set_aside_with_its_reason(
         assert sorted(warehouse.read(market_tables.BARS)["symbol"].to_pylist()) == ["AAPL", "MSFT"]
 
 
-def test_a_missing_bar_of_a_listed_symbol_fails_the_night(chain: Chain) -> None:
+def test_a_missing_bar_of_a_listed_symbol_fails_the_night(chain: Any) -> None:
     class Gap(SampleSource):
         def bars(self, first: dt.date, last: dt.date) -> pa.Table:
             rows = super().bars(first, last)
             return rows.filter(pc.not_equal(rows["symbol"], "MSFT"))
 
-    defs = build_defs({"source": Gap(symbols=SYMBOLS, seed=1)})
+    defs = build_defs({"source": Gap(symbols=chain.symbols, seed=1)})
     result = defs.resolve_job_def("daily_signals_job").execute_in_process(
         partition_key="2012-04-04", instance=chain.instance, raise_on_error=False, run_config=QUIET
     )
@@ -330,7 +294,7 @@ def test_a_missing_bar_of_a_listed_symbol_fails_the_night(chain: Chain) -> None:
 
 
 def test_signals_refuse_a_champion_of_other_feature_definitions(
-    chain: Chain, monkeypatch: pytest.MonkeyPatch
+    chain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quant_assets.models import feature_sets
 
@@ -338,12 +302,12 @@ def test_signals_refuse_a_champion_of_other_feature_definitions(
         (feature_tables.TECHNICAL,), feature_tables.TECHNICAL_INPUTS, ("another SQL",)
     )
     monkeypatch.setitem(feature_sets.FEATURE_SETS, "mlp_technical", changed)
-    result = chain.night(NIGHTS[-1])
+    result = chain.night(chain.nights[-1])
     assert not result.success
     assert "was trained on feature schema" in str(result.failure_data_for_node("serving__live_signals").error)
 
 
-def test_two_runs_of_different_sessions_at_once_both_land(chain: Chain, tmp_path: Path) -> None:
+def test_two_runs_of_different_sessions_at_once_both_land(chain: Any, tmp_path: Path) -> None:
     """Two processes write market/bars at the same time, as two terminals would."""
     sessions = [dt.date(2012, 4, 4), dt.date(2012, 4, 5)]
     home = tmp_path / "home"
@@ -427,17 +391,17 @@ def test_a_session_that_has_not_closed_is_refused(monkeypatch: pytest.MonkeyPatc
     assets.require_closed(dt.date(2013, 2, 22))
 
 
-def test_one_network_per_symbol_is_a_configuration(chain: Chain) -> None:
+def test_one_network_per_symbol_is_a_configuration(chain: Any) -> None:
     job = chain.defs.resolve_job_def("train_job").get_subset(
         asset_selection={dg.AssetKey(["models", "mlp_technical"])}
     )
     config = {"ops": {"models__mlp_technical": {"config": {"per_symbol": True, "max_epochs": 5, "seed": 3}}}}
     assert job.execute_in_process(instance=chain.instance, run_config={**QUIET, **config}).success
     found = [chain.registry.find("mlp_technical", alias) for alias in ("challenger", "champion")]
-    assert tuple(SYMBOLS) in [tuple(version.bundle["symbols"]) for version in found if version]
+    assert tuple(chain.symbols) in [tuple(version.bundle["symbols"]) for version in found if version]
 
 
-def test_housekeeping_keeps_every_row(chain: Chain) -> None:
+def test_housekeeping_keeps_every_row(chain: Any) -> None:
     before = {spec.name: chain.read(spec) for spec in TABLES}
     job = chain.defs.resolve_job_def("maintenance_job")
     config = {"ops": {"maintain_tables": {"config": {"keep_days": 0.0}}}}

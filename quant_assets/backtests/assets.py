@@ -98,7 +98,8 @@ class SweepConfig(Assumptions):
         trials: of random and bayesian.
         objective: sharpe, total_return, max_drawdown, sqn or profit_factor.
         most_trials: largest grid.
-        train_sessions, test_sessions: of the walk-forward over all sessions; test_sessions 0 for none.
+        train_sessions, test_sessions: of the walk-forward; a quarter and a sixth of the sessions when none is given,
+            test_sessions 0 for no walk-forward.
         seed: of the draws; the project's when none is given.
     """
 
@@ -107,15 +108,15 @@ class SweepConfig(Assumptions):
     trials: int = 60
     objective: str = "sharpe"
     most_trials: int = 2_000
-    train_sessions: int = 756
-    test_sessions: int = 504
+    train_sessions: int | None = None
+    test_sessions: int | None = None
     seed: int | None = None
 
 
 def _check_specs(name: str) -> list[dg.AssetCheckSpec]:
     descriptions = {
-        "no_look_ahead": "Cut bars and probabilities at several sessions and run again: equity, positions and closed "
-        "trades up to the cut are the same bit for bit.",
+        "no_look_ahead": "Cut bars and probabilities at several sessions and run again: decisions, equity, positions and "
+        "closed trades up to the cut are the same bit for bit.",
         "unseen_sessions": "Every out-of-sample trade was decided after the sessions that the model was trained on, or "
         "that parameters were chosen on, and the purge.",
         "accounts_balance": "Initial cash + PnL of all trades + interest = final equity, in each window (1e-9 of the "
@@ -333,7 +334,7 @@ def _write(
     """Replace the strategy's slice of each table; snapshot ids by table."""
     snapshots = {}
     for spec, data in rows.items():
-        done = warehouse.write(spec, data, only=strategy, properties={"quant.run_id": context.run_id})
+        done = warehouse.write(spec, data, only=strategy, properties={"quant.run_id": context.run.run_id})
         snapshots[f"snapshot {spec.name}"] = str(done.snapshot_id)
     return snapshots
 
@@ -430,7 +431,7 @@ def parameter_sweep(
         for row in _sweep(context, name, config, market, store, warehouse, registry, compute)
     ]
     trials = trial_table(store, CALENDAR)
-    done = warehouse.write(tables.PARAMETER_SWEEP, trials, properties={"quant.run_id": context.run_id})
+    done = warehouse.write(tables.PARAMETER_SWEEP, trials, properties={"quant.run_id": context.run.run_id})
     yield dg.AssetCheckResult(
         check_name="no_failed_trials",
         passed=not failed,
@@ -537,10 +538,16 @@ def _sweep(
         result.best.parameters,
     )
     folds = []
-    if config.test_sessions:
+    if config.test_sessions != 0:
+        steps = walk_forward(
+            sessions,
+            config.train_sessions or len(sessions) // 4,
+            config.test_sessions or len(sessions) // 6,
+            config.purge_sessions,
+        )
         folds = run_walk_forward(
             sweep,
-            walk_forward(sessions, config.train_sessions, config.test_sessions, config.purge_sessions),
+            steps,
             market.series,
             store,
             compute,

@@ -28,6 +28,8 @@ from quant_assets.strategies.strategy import (
 # A level that the range misses by a rounding error counts as touched: 29 x 1.02 > 29.58 in floating point. The labels
 # (`quant_assets/features/labels.py`) give way by the same.
 TOUCH_TOLERANCE = 1e-12
+# Orders or remainders below this part of a position are differences of floats: they neither trade nor stay.
+CRUMB = 1e-9
 
 REASONS = ("open", "signal", "reversal", "target", "stop", "time", "ruin")
 _OPEN, _SIGNAL, _REVERSAL, _TARGET, _STOP, _TIME, _RUIN = range(len(REASONS))
@@ -407,8 +409,9 @@ def _fill(trade, direction, quantity, price, volume, costs):  # type: ignore[no-
 @njit(cache=True, nogil=True)
 def _leave(trade, shares, price, volume, capacity, costs):  # type: ignore[no-untyped-def]
     """Exit as much of the position as the capacity allows; (change of cash, shares left)."""
-    quantity = min(abs(shares), capacity)
-    if quantity <= 0.0:
+    held = abs(shares)
+    quantity = held if capacity >= held * (1.0 - CRUMB) else capacity
+    if quantity <= held * CRUMB:
         return 0.0, shares
     side = trade[_SIDE]
     change = _fill(trade, -side, quantity, price, volume, costs)
@@ -417,7 +420,7 @@ def _leave(trade, shares, price, volume, capacity, costs):  # type: ignore[no-un
     excursion = side * (price / trade[_BASIS] - 1.0)
     trade[_WORST] = min(trade[_WORST], excursion)
     trade[_BEST] = max(trade[_BEST], excursion)
-    return change, 0.0 if quantity == abs(shares) else shares - side * quantity
+    return change, 0.0 if quantity == held else shares - side * quantity
 
 
 @njit(cache=True, nogil=True)
@@ -596,8 +599,7 @@ def _simulate(  # type: ignore[no-untyped-def]
                 held = abs(shares)
                 change, shares = _leave(trade, shares, open_[t], volume[t], capacity, costs)
                 cash += change
-                # Exactly nothing while shares are left: a difference of floats would trade crumbs below.
-                capacity = 0.0 if shares != 0.0 else capacity - held
+                capacity -= held - abs(shares)
                 if shares == 0.0:
                     _book(trade, totals, trades, t, pending_exit, t - trade[_ENTRY])
                     pending_exit = 0
@@ -609,6 +611,8 @@ def _simulate(  # type: ignore[no-untyped-def]
                     quantity = 0.0 if why >= 0 else min(wanted, capacity)
                     if account.whole_shares:
                         quantity = math.floor(quantity + 1e-9)
+                    elif quantity <= wanted * CRUMB:
+                        quantity = 0.0
                     if quantity < wanted or why >= 0:
                         _reject(
                             totals,
@@ -635,7 +639,8 @@ def _simulate(  # type: ignore[no-untyped-def]
             # 3. Range
             if watched and shares != 0.0:
                 entered_now = trade[_ENTRY] == t
-                if bracket and (not entered_now or account.bracket_on_entry_bar):
+                # An exit that is unfinished has used up the bar's volume, and keeps its reason.
+                if bracket and pending_exit == 0 and (not entered_now or account.bracket_on_entry_bar):
                     reason, price = _touched(trade, rule, open_[t], high[t], low[t], not entered_now)
                     if reason != 0:
                         change, shares = _leave(trade, shares, price, volume[t], capacity, costs)

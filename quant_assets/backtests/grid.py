@@ -124,7 +124,7 @@ def simulate_sets(
         equity = np.empty((sets, len(part)))
         _simulate_rows(  # type: ignore[call-arg]
             *engine.market_arrays(part),
-            volatility[:, first:last],
+            np.ascontiguousarray(volatility[:, first:last]),
             lookback_of,
             np.ascontiguousarray(rows[:, first:last]),
             rules,

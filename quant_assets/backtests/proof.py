@@ -25,26 +25,40 @@ def truncation_problems(
     probability: Callable[[Mapping[str, BarSeries]], Mapping[str, np.ndarray]] | None,
     costs: Costs,
     account: Account,
-    cuts: int = 6,
+    decision_cuts: int = 48,
+    account_cuts: int = 6,
 ) -> list[dict[str, object]]:
     """Cut all inputs at several sessions, run again, and compare everything up to each cut bit for bit.
+
+    Decisions are compared as well as money: a decision of t moves money at t + 1 only, so a strategy that peeks one session
+    ahead leaves the accounts up to a cut as they were.
 
     Args:
         run: the backtest on all data.
         strategy, series, costs, account: what it was run with.
         probability: series -> probabilities, for strategies with a model.
-        cuts: how many sessions are tried, evenly over the window, the first one included.
+        decision_cuts: sessions at which the decisions are compared, evenly over the window, the first one included.
+        account_cuts: sessions at which the accounts are compared.
 
     Returns:
         One row per difference: `cut` and `what`. Empty: no look-ahead was found.
     """
     problems: list[dict[str, object]] = []
-    for at in np.unique(np.linspace(0, len(run.sessions) - 1, cuts + 1)[:-1].astype(int)):
-        cut: dt.date = run.sessions[at].astype(object)
+    whole = _decisions(strategy, series, probability)
+    for cut in _evenly(run.sessions, decision_cuts):
         ends = {s: bars.position(cut + dt.timedelta(days=1)) for s, bars in series.items()}
+        past = {s: bars.cut(0, ends[s]) for s, bars in series.items() if ends[s]}
+        for symbol, decisions in _decisions(strategy, past, probability).items():
+            before = whole[symbol][: ends[symbol]]
+            if not np.array_equal(decisions, before):
+                first = past[symbol].sessions[int(np.argmin(decisions == before))]
+                problems.append({"cut": str(cut), "what": f"decisions on {symbol} differ from {first} on"})
+    for cut in _evenly(run.sessions, account_cuts):
         # A symbol that is listed later keeps its first bar, so that the money is split alike; that bar lies after the
         # window and is never simulated.
-        past = {s: bars.cut(0, max(ends[s], 1)) for s, bars in series.items()}
+        past = {
+            s: bars.cut(0, max(bars.position(cut + dt.timedelta(days=1)), 1)) for s, bars in series.items()
+        }
         again = run_backtest(
             strategy,
             past,
@@ -54,10 +68,10 @@ def truncation_problems(
             account,
         )
         for name in ("sessions", "equity", "invested", "gross"):
-            now, then = getattr(again, name), getattr(run, name)[: at + 1]
+            now, then = getattr(again, name), getattr(run, name)[: len(again.sessions)]
             if not np.array_equal(now, then):
-                first = int(np.argmin(now == then)) if now.shape == then.shape else 0
-                problems.append({"cut": str(cut), "what": f"{name} differs from {run.sessions[first]} on"})
+                day = run.sessions[int(np.argmin(now == then))]
+                problems.append({"cut": str(cut), "what": f"{name} differs from {day} on"})
         before, after = closed_trades(run.trades, cut), closed_trades(again.trades, cut)
         if not before.equals(after):
             problems.append(
@@ -67,6 +81,20 @@ def truncation_problems(
                 }
             )
     return problems
+
+
+def _evenly(sessions: np.ndarray, count: int) -> list[dt.date]:
+    picks = np.unique(np.linspace(0, len(sessions), count, endpoint=False).astype(int))
+    return sessions[picks].astype(object).tolist()
+
+
+def _decisions(
+    strategy: Strategy,
+    series: Mapping[str, BarSeries],
+    probability: Callable[[Mapping[str, BarSeries]], Mapping[str, np.ndarray]] | None,
+) -> dict[str, np.ndarray]:
+    said = probability(series) if probability else {}
+    return {symbol: strategy.decide(bars, said.get(symbol)) for symbol, bars in series.items()}
 
 
 def closed_trades(trades: pa.Table, until: dt.date) -> pa.Table:

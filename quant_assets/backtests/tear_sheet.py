@@ -19,6 +19,7 @@ import statistics as averages
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -63,12 +64,13 @@ class SweepView:
         trials: one row per trial: a column per name in `names`, statistics as in `grid.STATISTICS`, `state` (`complete`
             or `failed`) and `error` (text or null).
         heat_map: 0, 1 or 2 of the names.
-        chosen: name -> value of the trial that the tear sheet is about.
+        chosen: name -> value of the set that the sweep chose; the page says so where the backtest used another.
         pbo: probability of backtest overfitting, in [0, 1].
         trial_count: how many trials the deflated Sharpe ratio counts.
         sharpe_variance: variance of their annual Sharpe ratios.
-        walk_forward: one per fold: `train_first`, `train_last`, `test_first`, `test_last` (dates), `parameters` (dict),
-            `in_sample` and `out_of_sample` (the objective), `total_return` (out of sample, fraction).
+        walk_forward: one per fold: `train_first`, `train_last`, `test_first`, `test_last` (dates; the last may also be called
+            `session`), `parameters` (dict), `in_sample` and `out_of_sample` (the objective), `total_return` (out of sample,
+            fraction).
         walk_forward_sessions: `datetime64[D]`, shape (sessions,): the test windows, one after the other.
         walk_forward_equity: dollars, shape (sessions,).
     """
@@ -166,18 +168,17 @@ def write_tear_sheet(sheet: TearSheet, folder: Path) -> Path:
 def write_comparison(sheets: Sequence[TearSheet], folder: Path) -> Path:
     """Write `<folder>/index.html` and `<folder>/comparison.json`; the path of the page.
 
-    Everything is compared on the sessions that all sheets have. A tear sheet is linked if its page exists.
+    Everything is compared on the sessions that all sheets have, under the conventions of the first. A tear sheet is linked
+    if its page exists, so write those first; the page above it, `write_index` makes.
 
     Raises:
-        ValueError: no sheet, two of one name, or statistics under different conventions.
+        ValueError: no sheet, or two of one name.
     """
     if not sheets:
         raise ValueError("there is nothing to compare")
     names = [sheet.strategy for sheet in sheets]
     if len(set(names)) != len(names):
         raise ValueError(f"two sheets have the same name: {', '.join(names)}")
-    if any(sheet.conventions != sheets[0].conventions for sheet in sheets):
-        raise ValueError("the sheets follow different conventions; their Sharpe ratios cannot be compared")
     folder.mkdir(parents=True, exist_ok=True)
     _write_plotly(folder)
     common = _common(sheets)
@@ -352,6 +353,42 @@ def heat_map_of(sweep: SweepView) -> HeatMap:
     return HeatMap(x, y, z, (x.index(a), y.index(b)) if a in x and b in y else None)
 
 
+def parallel_columns(sweep: SweepView) -> list[str]:
+    """Columns of `trials` that the parallel coordinates show: parameters, then statistics, the objective last."""
+    others = ("trades", "volatility", "max_drawdown", "total_return")
+    return [*sweep.names, *(name for name in others if name != sweep.objective), sweep.objective]
+
+
+class AxisNumbers(NamedTuple):
+    """A column of trials as positions on an axis.
+
+    Attributes:
+        values: shape (trials,), without NaN.
+        names: what stands at 0, 1, 2, ... where the column holds words; empty where it holds numbers.
+    """
+
+    values: np.ndarray
+    names: list[str]
+
+
+def axis_numbers(trials: pa.Table, name: str) -> AxisNumbers:
+    """Numbers as they are (an undefined one as the lowest), words and yes or no in alphabetical order."""
+    values = trials[name].to_pylist()
+    if all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in values):
+        numbers = _floats(trials, name)
+        lowest = float(np.nanmin(numbers)) if np.isfinite(numbers).any() else 0.0
+        return AxisNumbers(np.where(np.isfinite(numbers), numbers, lowest), [])
+    names = sorted({str(value) for value in values})
+    return AxisNumbers(np.array([names.index(str(value)) for value in values], dtype=float), names)
+
+
+def thin(table: pa.Table, most: int) -> pa.Table:
+    """At most so many rows, evenly spaced."""
+    if table.num_rows <= most:
+        return table
+    return table.take(pa.array(np.unique(np.linspace(0, table.num_rows - 1, most).astype(int))))
+
+
 def _order(value: Any) -> tuple[int, float, str]:
     """Numbers by size, then everything else by name."""
     if isinstance(value, int | float):
@@ -492,12 +529,14 @@ nav{font-size:.9rem;color:#666}nav a{margin-right:1.1rem;text-decoration:none}na
 figure{margin:0 0 1.4rem;min-width:0}figcaption{color:#666;font-size:.85rem;max-width:62rem;margin-top:.2rem}
 .absent p{color:#555;background:#f6f7f8;border-radius:6px;padding:.8rem 1rem;margin:.2rem 0}
 table{border-collapse:collapse;font-size:.875rem;margin:.2rem 0 .8rem;font-variant-numeric:tabular-nums}
-.wide table{width:100%}
+.wide table,.statistics table,.pairs table{width:100%}
+.statistics table{table-layout:fixed}.statistics th:first-child{width:46%}.pairs table{table-layout:fixed}
 th,td{padding:.24rem .7rem .24rem 0;text-align:left;border-bottom:1px solid #e8e8e8;vertical-align:top}
 th{font-weight:600;color:#444;border-bottom:1px solid #999}
 .n{text-align:right;padding:.24rem 0 .24rem .9rem;white-space:nowrap}
 tr.yardstick td{color:#666;font-style:italic}
 .scroll{overflow-x:auto}.tall{max-height:430px;overflow:auto}.tall th{position:sticky;top:0;background:#fff}
+code,#folds td:nth-child(-n+3){white-space:nowrap}
 abbr{text-decoration:underline dotted #aaa;text-underline-offset:3px;cursor:help}
 details{margin:.4rem 0 1rem}summary{cursor:pointer;color:#0072B2;font-size:.9rem}
 dl{font-size:.875rem;columns:2;column-gap:2rem}dt{font-weight:600;break-after:avoid}dd{margin:0 0 .5rem;color:#444}
@@ -534,34 +573,48 @@ def _page(title: str, body: str, plots: bool = True) -> str:
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
+@cache
+def _template() -> Any:
+    """The style of all figures, as plotly applies it."""
+    import plotly.graph_objects as go
+
+    axis = {
+        "gridcolor": RULE,
+        "zerolinecolor": "#b5b5b5",
+        "ticks": "outside",
+        "tickcolor": RULE,
+        "ticklen": 4,
+        "automargin": True,
+        "title": {"font": {"size": 12, "color": "#555555"}, "standoff": 8},
+    }
+    layout = {
+        "font": {
+            "family": "system-ui,-apple-system,Segoe UI,Roboto,Arial,sans-serif",
+            "size": 12,
+            "color": INK,
+        },
+        "margin": {"l": 62, "r": 18, "t": 34, "b": 42},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"},
+        "hoverlabel": {"bgcolor": "#ffffff", "bordercolor": GREY},
+        "hovermode": "closest",
+        "bargap": 0.15,
+        "xaxis": {**axis, "showgrid": False, "linecolor": "#b5b5b5", "showline": True},
+        "yaxis": axis,
+    }
+    return go.layout.Template(layout=layout)
+
+
 def _figure(rows: int = 1, columns: int = 1, height: int = 320, **subplots: Any) -> Any:
     """An empty plotly figure in the style of the pages; `height` in pixels."""
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=rows, cols=columns, **subplots)
-    figure.update_layout(
-        template="none",
-        height=height,
-        font={"family": "system-ui,-apple-system,Segoe UI,Roboto,Arial,sans-serif", "size": 12, "color": INK},
-        margin={"l": 62, "r": 18, "t": 34, "b": 42},
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"},
-        hoverlabel={"bgcolor": "#ffffff", "bordercolor": GREY},
-        hovermode="closest",
-        bargap=0.15,
-        dragmode="zoom",
-    )
-    axis = {
-        "gridcolor": RULE, "zerolinecolor": "#b5b5b5", "ticks": "outside", "tickcolor": RULE, "ticklen": 4,
-        "automargin": True, "title": {"font": {"size": 12, "color": "#555555"}, "standoff": 8},
-    }  # fmt: skip
-    figure.update_xaxes(**axis, showgrid=False, linecolor="#b5b5b5", showline=True)
-    figure.update_yaxes(**axis)
-    return figure
+    return figure.update_layout(template=_template(), height=height)
 
 
 def _curve(
-    x: Sequence[Any],
-    y: np.ndarray,
+    x: Sequence[Any] | np.ndarray,
+    y: np.ndarray | Sequence[float],
     name: str,
     color: str,
     form: str | None = None,
@@ -576,7 +629,14 @@ def _curve(
     return go.Scatter(x=x, y=_small(y), mode="lines", name=_label(name), line=line, **hover, **more)
 
 
-def _dots(x: Sequence[Any], y: np.ndarray, name: str, form: str, marker: dict[str, Any], **more: Any) -> Any:
+def _dots(
+    x: Sequence[Any] | np.ndarray,
+    y: np.ndarray | Sequence[float],
+    name: str,
+    form: str,
+    marker: dict[str, Any],
+    **more: Any,
+) -> Any:
     """Points."""
     import plotly.graph_objects as go
 
@@ -784,24 +844,26 @@ def _distribution_plot(sheet: TearSheet) -> _Html:
     for key, name, color, dash in marks:
         value = sheet.statistics["returns"][key]
         if value is not None:
-            line = _curve(
-                [value, value],
-                np.array([0, counts.max()]),
-                f"{name}: {100 * value:.2f}%",
-                color,
-                None,
-                1.8,
-                dash=dash,
+            label = f"{name}: {100 * value:.2f}%"
+            figure.add_trace(
+                _curve([value, value], [0, int(counts.max())], label, color, None, 1.8, dash=dash)
             )
-            figure.add_trace(line)
     figure.update_xaxes(tickformat=".1%", title_text="return of a session")
     figure.update_yaxes(title_text="sessions")
     figure.update_layout(bargap=0, margin_t=48)
-    return _plot("distribution", "Distribution of returns", figure)  # fmt: skip
+    return _plot("distribution", "Distribution of returns", figure)
 
 
 def _rolling_plot(sheet: TearSheet) -> _Html:
+    title = f"Rolling {ROLLING_SESSIONS} sessions, annual"
+    returns = sheet.sessions.size - 1
+    if returns <= ROLLING_SESSIONS:
+        return _absent(
+            title, f"The window has {returns} returns; a rolling value needs more than {ROLLING_SESSIONS}."
+        )
     sharpe, volatility = _rolling(sheet)
+    if not np.isfinite(sharpe).any():
+        return _absent(title, "Returns never vary, so there is no Sharpe ratio.")
     days = _days(sheet.sessions[ROLLING_SESSIONS:])
     figure = _figure(2, 1, 300, shared_xaxes=True, vertical_spacing=0.08)
     figure.add_trace(_curve(days, sharpe, "Sharpe ratio", BLUE, "%{y:.2f}"), 1, 1)
@@ -809,7 +871,7 @@ def _rolling_plot(sheet: TearSheet) -> _Html:
     figure.update_yaxes(title_text="Sharpe ratio", row=1, col=1)
     figure.update_yaxes(title_text="volatility", tickformat=".0%", rangemode="tozero", row=2, col=1)
     figure.update_layout(showlegend=False, hovermode="x unified", margin_t=10)
-    return _plot("rolling", f"Rolling {ROLLING_SESSIONS} sessions, annual", figure)
+    return _plot("rolling", title, figure)
 
 
 def _exposure_plot(sheet: TearSheet) -> _Html:
@@ -864,8 +926,6 @@ def _price_plot(sheet: TearSheet) -> _Html:
 
 def _price_traces(sheet: TearSheet, symbol: str, trades: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Quoted close, splits, trades of one symbol; `trades` with the quoted exit price as `quoted_exit`."""
-    import plotly.graph_objects as go
-
     first, last = sheet.sessions[0], sheet.sessions[-1] + 1
     bars = sheet.bars[symbol]
     bars = bars.cut(bars.position(first), bars.position(last))
@@ -873,11 +933,8 @@ def _price_traces(sheet: TearSheet, symbol: str, trades: Sequence[Mapping[str, A
     # A gap keeps a split from looking like a crash.
     days = _days(np.insert(bars.sessions, splits, bars.sessions[splits]))
     close = np.insert(bars.close, splits, np.nan)
-    traces = [
-        _curve(
-            days, close, f"{symbol} close", "#6f7f8a", "%{x|%d %b %Y}: $%{y:,.2f}<extra>close</extra>", 1.1
-        )
-    ]
+    form = "%{x|%d %b %Y}: $%{y:,.2f}<extra>close</extra>"
+    traces = [_curve(days, close, f"{symbol} close", "#6f7f8a", form, 1.1)]
     if splits.size:
         marker = {"symbol": "diamond", "size": 9, "color": PURPLE}
         text = [f"split {factor:g}:1" for factor in bars.split_factor[splits]]
@@ -900,7 +957,7 @@ def _price_traces(sheet: TearSheet, symbol: str, trades: Sequence[Mapping[str, A
         ends = [(t["entry_session"], t["exit_session"], None) for t in part if t["split_factor"] == 1]
         prices = [(t["entry_price"], t["quoted_exit"], np.nan) for t in part if t["split_factor"] == 1]
         x = [None if day is None else str(day) for triple in ends for day in triple]
-        shared = {"legendgroup": outcome}
+        shared: dict[str, Any] = {"legendgroup": outcome}
         if x:
             y = np.array(prices).ravel()
             traces.append(_curve(x, y, outcome, color, None, dash="dot", showlegend=False, **shared))
@@ -914,7 +971,7 @@ def _price_traces(sheet: TearSheet, symbol: str, trades: Sequence[Mapping[str, A
         traces.append(
             _dots(
                 [str(t["exit_session"]) for t in part],
-                np.array([t["quoted_exit"] for t in part]),
+                [t["quoted_exit"] for t in part],
                 f"exit, {outcome}",
                 form,
                 marker,
@@ -931,7 +988,7 @@ def _price_traces(sheet: TearSheet, symbol: str, trades: Sequence[Mapping[str, A
                 traces.append(
                     _dots(
                         [str(t["entry_session"]) for t in entries],
-                        np.array([t["entry_price"] for t in entries]),
+                        [t["entry_price"] for t in entries],
                         f"{side} entry, {outcome}",
                         form,
                         marker,
@@ -939,15 +996,7 @@ def _price_traces(sheet: TearSheet, symbol: str, trades: Sequence[Mapping[str, A
                         **shared,
                     )
                 )
-    assert all(isinstance(trace, go.Scatter) for trace in traces)
-    return traces  # fmt: skip
-
-
-def _thin(table: pa.Table, most: int) -> pa.Table:
-    """At most so many rows, evenly spaced."""
-    if table.num_rows <= most:
-        return table
-    return table.take(pa.array(np.unique(np.linspace(0, table.num_rows - 1, most).astype(int))))
+    return traces
 
 
 def _pnl_plot(sheet: TearSheet) -> _Html:
@@ -955,7 +1004,7 @@ def _pnl_plot(sheet: TearSheet) -> _Html:
     low, high = min(float(pnl.min()), 0.0), max(float(pnl.max()), 0.0)
     width = (high - low) / _bar_count(pnl) or 1.0
     # An edge at zero, so that no bar mixes winners and losers.
-    edges = width * np.arange(math.floor(low / width), math.ceil(high / width) + 1)
+    edges = width * np.arange(math.floor(low / width - 1e-9), math.ceil(high / width + 1e-9) + 1)
     middle = _small((edges[1:] + edges[:-1]) / 2)
     figure = _figure(height=300)
     for part, name, color in ((pnl[pnl > 0], "won", GREEN), (pnl[pnl <= 0], "lost", VERMILLION)):
@@ -972,7 +1021,7 @@ def _pnl_plot(sheet: TearSheet) -> _Html:
 
 
 def _excursion_plot(sheet: TearSheet) -> _Html:
-    shown = _thin(sheet.trades, MOST_POINTS)
+    shown = thin(sheet.trades, MOST_POINTS)
     won, outcome = shown["pnl"].to_numpy() > 0, shown["trade_return"].to_numpy()
     columns = (shown[name].to_pylist() for name in ("symbol", "side", "entry_session"))
     text = np.array([f"{_label(symbol)} {side}, {day}" for symbol, side, day in zip(*columns, strict=True)])
@@ -1000,14 +1049,20 @@ def _cost_sensitivity_plot(sheet: TearSheet) -> _Html:
     rows = sorted(sheet.cost_sensitivity, key=lambda row: row["cost_factor"] or 0.0)
     factors = [f"{row['cost_factor']:g}x" for row in rows]
     colors = [BLUE if row["cost_factor"] == 1 else "#a9c7da" for row in rows]
-    figure = _figure(1, 2, 280, horizontal_spacing=0.16)
-    panels = ((1, "total_return", "total return", ".1%"), (2, "sharpe", "Sharpe ratio", ".2f"))
-    for column, key, name, form in panels:
+    panels = [
+        (key, name, form)
+        for key, name, form in (("total_return", "total return", ".1%"), ("sharpe", "Sharpe ratio", ".2f"))
+        if any(row[key] is not None for row in rows)
+    ]
+    figure = _figure(1, len(panels), 280, horizontal_spacing=0.16)
+    for column, (key, name, form) in enumerate(panels, 1):
         text = {"texttemplate": f"%{{y:{form}}}", "textposition": "outside", "cliponaxis": False,
                 "constraintext": "none", "textfont": {"size": 10}, "textangle": 0}  # fmt: skip
         values = [row[key] for row in rows]
         figure.add_trace(_bars(factors, values, colors, f"costs %{{x}}: %{{y:{form}}}", **text), 1, column)
-        figure.update_yaxes(title_text=name, tickformat=".0%" if column == 1 else ".2~f", row=1, col=column)
+        figure.update_yaxes(
+            title_text=name, tickformat=".2~f" if key == "sharpe" else ".0%", row=1, col=column
+        )
     figure.update_xaxes(type="category")
     figure.update_layout(showlegend=False)
     caption = "By multiple of the assumed costs of trading and borrowing; dark: as assumed."
@@ -1059,10 +1114,10 @@ def _heat_map_plot(sweep: SweepView) -> _Html:
         form = f"{_label(name)} %{{x}}: %{{y:.3f}}<extra></extra>"
         line = {"mode": "lines+markers", "line": {"color": BLUE, "width": 1.3}}
         figure.add_trace(
-            _dots(_ticks(values), np.array([best[v] for v in values]), "best", form, {"color": BLUE}, **line)
+            _dots(_ticks(values), [best[v] for v in values], "best", form, {"color": BLUE}, **line)
         )
         if (picked := sweep.chosen.get(name)) in best:
-            figure.add_trace(_dots(_ticks([picked]), np.array([best[picked]]), "chosen", form, ring))
+            figure.add_trace(_dots(_ticks([picked]), [best[picked]], "chosen", form, ring))
         figure.update_xaxes(title_text=_label(name))
         figure.update_yaxes(title_text=_label(sweep.objective))
         return _plot("heat-map", title, figure, caption)
@@ -1129,7 +1184,7 @@ def _parallel_plot(sweep: SweepView) -> _Html:
     every = completed(sweep)
     if every.num_rows < 2:
         return _absent("All trials", f"{every.num_rows} complete trial: nothing to compare it with.")
-    trials = _thin(every, MOST_TRIALS)
+    trials = thin(every, MOST_TRIALS)
     figure = _figure(height=400)
     figure.add_trace(
         go.Parcoords(
@@ -1159,31 +1214,18 @@ def _parallel_plot(sweep: SweepView) -> _Html:
     return _plot("parallel", "All trials", figure, caption)
 
 
-def parallel_columns(sweep: SweepView) -> list[str]:
-    """Columns of `trials` that the parallel coordinates show: parameters, then statistics, the objective last."""
-    others = ("trades", "volatility", "max_drawdown", "total_return")
-    return [*sweep.names, *(name for name in others if name != sweep.objective), sweep.objective]
-
-
 def _dimension(trials: pa.Table, name: str) -> dict[str, Any]:
-    """One axis of the parallel coordinates; words become numbers with ticks."""
-    values = trials[name].to_pylist()
-    if all(v is None or (isinstance(v, int | float) and not isinstance(v, bool)) for v in values):
-        numbers = _floats(trials, name)
-        lowest = float(np.nanmin(numbers)) if np.isfinite(numbers).any() else 0.0
-        form = ".0%" if name in ("volatility", "max_drawdown", "total_return") else ""
-        return {
-            "label": _label(name),
-            "values": _small(np.where(np.isfinite(numbers), numbers, lowest)),
-            "tickformat": form,
+    """One axis of the parallel coordinates."""
+    numbers = axis_numbers(trials, name)
+    dimension = {"label": _label(name), "values": _small(numbers.values)}
+    if numbers.names:
+        ticks = {
+            "tickvals": list(range(len(numbers.names))),
+            "ticktext": [_label(text) for text in numbers.names],
         }
-    kinds = sorted(set(values), key=lambda value: str(value))
-    return {
-        "label": _label(name),
-        "values": [kinds.index(value) for value in values],
-        "tickvals": list(range(len(kinds))),
-        "ticktext": [_label(kind) for kind in kinds],
-    }
+        return {**dimension, **ticks}
+    percent = name in ("volatility", "max_drawdown", "total_return")
+    return {**dimension, "tickformat": ".0%" if percent else ""}
 
 
 def _walk_forward_plot(sheet: TearSheet, sweep: SweepView) -> _Html:
@@ -1302,33 +1344,47 @@ def _value(summary: Mapping[str, Any] | None, key: str) -> Any:
 
 
 def _statistics_section(sheet: TearSheet) -> _Html:
-    tables = []
-    definitions = []
+    inside = sheet.in_sample
+    # An in-sample summary that does not know of the trials has nothing to say about the choice among them.
+    unaware = (
+        inside is not None and _value(inside, "validity.trials") != sheet.statistics["validity"]["trials"]
+    )
+    tables, definitions, undefined = [], [], []
     for group, lines in STATISTIC_GROUPS.items():
         if group.startswith("Against") and not sheet.statistics.get("benchmark"):
             continue
-        header = [group, "Out of sample"] + (["In sample"] if sheet.in_sample else [])
         rows = []
         for key, label, form, definition in lines:
-            row = [_term(label, definition), _show(_value(sheet.statistics, key), form)]
-            rows.append(row + ([_show(_value(sheet.in_sample, key), form)] if sheet.in_sample else []))
+            values = [_value(sheet.statistics, key)] + ([_value(inside, key)] if inside else [])
+            if unaware and key in OF_THE_CHOICE:
+                values[1] = None
+            if values == [None] * len(values):
+                undefined.append(label)
+                continue
+            rows.append([_term(label, definition), *(_show(value, form) for value in values)])
             definitions.append(f"<dt>{_text(label)}</dt><dd>{_text(definition)}</dd>")
-        tables.append(f"<div class=wide>{_table(header, rows)}</div>")
+        if rows:
+            tables.append(_table([group, "Out of sample"] + (["In sample"] if inside else []), rows))
     window = sheet.statistics["window"]
     spans = f"Out of sample: {window['first']} to {window['last']}, {window['sessions']:,} sessions."
-    if sheet.in_sample:
-        window = sheet.in_sample["window"]
+    if inside:
+        window = inside["window"]
         spans += f" In sample: {window['first']} to {window['last']}, {window['sessions']:,} sessions."
     else:
-        spans += " There is no in-sample column: the strategy's model was trained on those sessions, or none were run."
+        spans += " There is no in-sample column: the strategy's model was trained on those sessions, or they were not run."
+    missing = (
+        f"Not defined here, for want of data or of variation: {', '.join(undefined)}." if undefined else ""
+    )
     return _section(
         "Statistics",
-        _paragraph(
-            spans + " Point at a name for its definition. A dash: not defined, for want of data.", "quiet"
-        ),
-        _columns(*_balance(tables)),
+        _paragraph(f"{spans} Point at a name for its definition.", "quiet"),
+        f"<div class=statistics>{_columns(*_balance(tables))}</div>",
+        _paragraph(missing, "quiet") if missing else "",
         f"<details><summary>All definitions</summary><dl>{''.join(definitions)}</dl></details>",
     )
+
+
+OF_THE_CHOICE = ("validity.trials", "validity.sr0", "validity.dsr")
 
 
 def _balance(tables: Sequence[str]) -> tuple[str, str]:
@@ -1353,7 +1409,7 @@ REJECTIONS = {
 
 def _rejected_table(rejected: pa.Table) -> _Html:
     if not rejected.num_rows:
-        return _absent("Rejected orders", "Every order was filled whole.")
+        return _absent("Rejected orders", "None: no order was rejected or cut.")
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rejected.to_pylist():
         groups.setdefault(row["reason"], []).append(row)
@@ -1432,7 +1488,7 @@ def _key_numbers(sheet: TearSheet) -> _Html:
     numbers = sheet.statistics
     returns, trades, validity = numbers["returns"], numbers["trades"], numbers["validity"]
     benchmark = numbers.get("benchmark") or {}
-    held = f"buy_and_hold {_show(benchmark['total_return'], 'percent')}" if benchmark else "&nbsp;"
+    held = f"holding: {_show(benchmark['total_return'], 'percent')}" if benchmark else "&nbsp;"
     interval = "no interval"
     if returns["sharpe_low"] is not None:
         interval = f"95%: {returns['sharpe_low']:.2f} to {returns['sharpe_high']:.2f}"
@@ -1447,7 +1503,7 @@ def _key_numbers(sheet: TearSheet) -> _Html:
             (_show(trades["sqn"], "ratio"), _term("SQN", definition["trades.sqn"]), f"profit factor {_show(trades['profit_factor'], 'ratio')}"),
             (_show(trades["count"], "whole"), "Trades", f"win rate {_show(trades['win_rate'], 'percent')}"),
             (_show(validity["dsr"], "probability"), _term("Deflated Sharpe", definition["validity.dsr"]),
-             f"best of {tried:,.6g} trials" if tried > 1 else "1 trial, none chosen"),
+             f"with {tried:,.6g} trials made" if tried > 1 else "one trial made"),
         ]
     )  # fmt: skip
 
@@ -1461,8 +1517,13 @@ def _banner(notes: Sequence[object]) -> _Html:
     return _Html(f"<div class=banner>{''.join(_paragraph(note) for note in notes)}</div>")
 
 
-def _pairs(values: Mapping[str, Any]) -> _Html:
-    return _table(("", ""), [(name, _show(value)) for name, value in values.items()])
+def _pairs(title: str, values: Mapping[str, Any]) -> _Html:
+    """Names and values below a title."""
+    if not values:
+        return _paragraph(f"{title}: none")
+    return _Html(
+        f"<div class=pairs>{_table((title, ''), [(name, _show(value)) for name, value in values.items()], 2)}</div>"
+    )
 
 
 def _parameters(values: Mapping[str, Any]) -> _Html:
@@ -1531,11 +1592,7 @@ def _performance_section(sheet: TearSheet) -> _Html:
         small.append(
             _absent(distribution, f"{returns} returns that hardly differ are no distribution to draw.")
         )
-    if returns > ROLLING_SESSIONS:
-        small.append(_rolling_plot(sheet))
-    else:
-        why = f"The window has {returns} returns; a rolling value needs {ROLLING_SESSIONS}."
-        small.append(_absent(f"Rolling {ROLLING_SESSIONS} sessions", why))
+    small.append(_rolling_plot(sheet))
     if np.any(sheet.gross > 0):
         small.append(_exposure_plot(sheet))
     else:
@@ -1582,6 +1639,11 @@ def _sweep_section(sheet: TearSheet) -> _Html:
         )  # fmt: skip
         return _section("Parameter sweep", _absent("Sweep", why))
     complete = completed(sweep)
+    other = {
+        name: sheet.parameters[name]
+        for name, value in sweep.chosen.items()
+        if name in sheet.parameters and sheet.parameters[name] != value
+    }
     facts = [
         ("Objective", sweep.objective),
         ("Trials", f"{sweep.trials.num_rows:,}, of which {complete.num_rows:,} complete"),
@@ -1600,7 +1662,9 @@ def _sweep_section(sheet: TearSheet) -> _Html:
             _show(sweep.pbo, "probability"),
         ),
     ]  # fmt: skip
+    warning = f"This backtest did not use what the sweep chose; it ran with {_parameters(other)}."
     parts = [
+        _banner([_Html(warning)]) if other else "",
         _table(("Sweep", ""), facts, 2),
         _heat_map_plot(sweep),
         _parallel_plot(sweep),
@@ -1616,7 +1680,7 @@ def _folds_table(sweep: SweepView) -> _Html:
         (
             i,
             f"{fold['train_first']} to {fold['train_last']}",
-            f"{fold['test_first']} to {fold['test_last']}",
+            f"{fold['test_first']} to {fold.get('test_last') or fold['session']}",
             _parameters(fold["parameters"]),
             _show(fold.get("in_sample"), "ratio"),
             _show(fold.get("out_of_sample"), "ratio"),
@@ -1667,17 +1731,12 @@ def _assumptions_section(sheet: TearSheet) -> _Html:
         "Assumptions",
         _paragraph(timing),
         "<div class=columns><div>",
-        "<h3>Costs</h3>",
-        _pairs(sheet.costs),
-        "<h3>Account</h3>",
-        _pairs(sheet.account),
+        _pairs("Costs", sheet.costs),
+        _pairs("Account", sheet.account),
         "</div><div>",
-        "<h3>Windows</h3>",
-        _pairs(windows),
-        "<h3>Conventions</h3>",
-        _pairs(numbers["conventions"]),
-        "<h3>Parameters</h3>",
-        _pairs(sheet.parameters) if sheet.parameters else _paragraph("none"),
+        _pairs("Windows", windows),
+        _pairs("Conventions", numbers["conventions"]),
+        _pairs("Parameters", sheet.parameters),
         "</div></div>",
         _paragraph(
             _Html(f"The same numbers for programs: <a href='{_link(sheet.strategy)}.json'>{_text(sheet.strategy)}.json</a>."),
@@ -1710,34 +1769,48 @@ class _Common(NamedTuple):
     lines: list[_Compared]
 
 
-def _common(sheets: Sequence[TearSheet]) -> _Common:
-    """Everything on the sessions that all sheets have; no lines when they are fewer than two."""
+def common_growth(sheets: Sequence[TearSheet]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Growth of one dollar on the sessions that all sheets have.
+
+    Yardsticks that have no sheet of their own are taken from the first sheet that shows them.
+
+    Returns:
+        sessions, `datetime64[D]`, shape (n,); name -> growth, shape (n,), 1 on the first session.
+    """
     sessions = sheets[0].sessions
     for sheet in sheets[1:]:
         sessions = np.intersect1d(sessions, sheet.sessions)
+    equity: dict[str, np.ndarray] = {}
+    if sessions.size:
+        for sheet in sheets:
+            equity[sheet.strategy] = sheet.equity[np.isin(sheet.sessions, sessions)]
+        for sheet in sheets:
+            for name, values in sheet.yardsticks.items():
+                equity.setdefault(name, values[np.isin(sheet.sessions, sessions)])
+    return sessions, {name: values / values[0] for name, values in equity.items()}
+
+
+def _common(sheets: Sequence[TearSheet]) -> _Common:
+    """Everything on the sessions that all sheets have; no lines when they are fewer than two."""
+    sessions, curves = common_growth(sheets)
     if sessions.size < 2:
         return _Common(sessions, [])
-    curves: dict[str, tuple[np.ndarray, TearSheet | None]] = {}
-    for sheet in sheets:
-        curves[sheet.strategy] = (sheet.equity[np.isin(sheet.sessions, sessions)], sheet)
-    for sheet in sheets:
-        for name, equity in sheet.yardsticks.items():
-            curves.setdefault(name, (equity[np.isin(sheet.sessions, sessions)], None))
-    held = curves.get("buy_and_hold")
+    owners = {sheet.strategy: sheet for sheet in sheets}
     lines = []
-    for name, (equity, owner) in curves.items():
+    for name, growth in curves.items():
+        owner = owners.get(name)
         trials = owner.statistics["validity"]["trials"] if owner else 1
         variance = owner.statistics["validity"]["trial_sharpe_variance"] if owner else None
         summary = statistics.summary(
-            equity / equity[0],
+            growth,
             sessions,
             _inside(owner.trades if owner else sheets[0].trades.slice(0, 0), sessions),
             sheets[0].conventions,
-            benchmark_equity=held[0] / held[0][0] if held and name != "buy_and_hold" else None,
+            benchmark_equity=None if name == "buy_and_hold" else curves.get("buy_and_hold"),
             trials=trials,
             trial_sharpe_variance=math.nan if variance is None and trials > 1 else variance,
         )
-        lines.append(_Compared(name, name in YARDSTICKS, equity / equity[0], summary, owner))
+        lines.append(_Compared(name, name in YARDSTICKS, growth, summary, owner))
     lines.sort(key=lambda line: (line.yardstick, -_or_least(line.summary["returns"]["sharpe"])))
     return _Common(sessions, lines)
 
@@ -1799,7 +1872,7 @@ def _line_style(common: _Common, name: str) -> dict[str, Any]:
         at = strategies.index(name)
         dash = ("solid", "dash", "dot")[at // len(STRATEGY_COLORS) % 3]
         return {"color": STRATEGY_COLORS[at % len(STRATEGY_COLORS)], "dash": dash, "width": 1.7}
-    return {"color": GREY, "dash": "dot" if name == "flat" else "dash", "width": 1.4}
+    return {"color": GREY, "dash": "dot" if name == "flat" else "solid", "width": 1.4}
 
 
 def _comparison_equity_plot(common: _Common) -> _Html:
@@ -1826,7 +1899,7 @@ def _comparison_equity_plot(common: _Common) -> _Html:
     figure.update_yaxes(tickformat=".0%", title_text="below the peak", row=2, col=1)
     figure.update_layout(hovermode="x unified", updatemenus=[_log_switch()], margin_t=48)
     figure.update_xaxes(hoverformat="%a %d %b %Y")
-    return _plot("equity", "Growth of one dollar, and distance from the peak", figure, "Net of costs. Dashed and grey: yardsticks.")  # fmt: skip
+    return _plot("equity", "Growth of one dollar, and distance from the peak", figure, "Net of costs. Grey: yardsticks.")  # fmt: skip
 
 
 def _scatter_plot(common: _Common) -> _Html:
@@ -1893,29 +1966,30 @@ def _sharpe_plot(sheets: Sequence[TearSheet]) -> _Html:
         return _absent(
             "Sharpe ratio in and out of sample", "No strategy has one: nothing was earned or lost."
         )
-    figure = _figure(height=90 + 58 * len(shown))
-    names = [_label(sheet.strategy) for sheet in shown]
-    for label, color, shape, summaries in (
-        ("in sample", ORANGE, "circle-open", [sheet.in_sample for sheet in shown]),
-        ("out of sample", BLUE, "circle", [sheet.statistics for sheet in shown]),
+    figure = _figure(height=100 + 56 * len(shown))
+    for label, color, shape, offset in (
+        ("in sample", ORANGE, "circle-open", -0.14),
+        ("out of sample", BLUE, "circle", 0.14),
     ):
+        summaries = [sheet.in_sample if label == "in sample" else sheet.statistics for sheet in shown]
         rows = [
-            (name, summary["returns"])
-            for name, summary in zip(names, summaries, strict=True)
+            (i + offset, shown[i].strategy, summary["returns"])
+            for i, summary in enumerate(summaries)
             if summary is not None and summary["returns"]["sharpe"] is not None
         ]
         if rows:
             figure.add_trace(
                 go.Scatter(
-                    x=[r["sharpe"] for _, r in rows],
-                    y=[name for name, _ in rows],
+                    x=_small([r["sharpe"] for *_, r in rows]),
+                    y=[at for at, *_ in rows],
                     mode="markers",
                     name=label,
+                    text=[_label(name) for _, name, _ in rows],
                     error_x={
                         "type": "data",
                         "symmetric": False,
-                        "array": [(r["sharpe_high"] or r["sharpe"]) - r["sharpe"] for _, r in rows],
-                        "arrayminus": [r["sharpe"] - (r["sharpe_low"] or r["sharpe"]) for _, r in rows],
+                        "array": [(r["sharpe_high"] or r["sharpe"]) - r["sharpe"] for *_, r in rows],
+                        "arrayminus": [r["sharpe"] - (r["sharpe_low"] or r["sharpe"]) for *_, r in rows],
                         "thickness": 1.6,
                         "width": 5,
                     },
@@ -1925,18 +1999,23 @@ def _sharpe_plot(sheets: Sequence[TearSheet]) -> _Html:
                         "symbol": shape,
                         "line": {"width": 2, "color": color},
                     },
-                    hovertemplate="%{y}, " + label + ": %{x:.2f}<extra></extra>",
+                    hovertemplate=f"%{{text}}, {label}: %{{x:.2f}}<extra></extra>",
                 )
             )
     figure.add_vline(x=0, line={"color": INK, "width": 1})
-    figure.update_layout(scattermode="group", scattergap=0.55, margin_t=34)
     figure.update_xaxes(title_text="annual Sharpe ratio, 95% interval", showgrid=True)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False)
+    figure.update_yaxes(
+        range=[len(shown) - 0.5, -0.5],
+        tickvals=list(range(len(shown))),
+        ticktext=[_label(sheet.strategy) for sheet in shown],
+        showgrid=False,
+        zeroline=False,
+    )
     return _plot(
         "sharpe",
         "Sharpe ratio in and out of sample",
         figure,
-        "Each on its own windows. Parameters were chosen in sample, so that number flatters.",
+        "Each on its own windows. Where parameters were chosen in sample, the in-sample number flatters.",
     )
 
 
@@ -2014,18 +2093,39 @@ def _belief_table(sheets: Sequence[TearSheet]) -> _Html:
     return _Html(f"<div class=wide>{_table(header, rows, 2, 'belief')}</div>")
 
 
+def _unlike(sheets: Sequence[TearSheet]) -> list[str]:
+    """What keeps the comparison from being fair, as sentences."""
+    first = sheets[0]
+    sentences = []
+    for what, of in (
+        ("costs", lambda sheet: dict(sheet.costs)),
+        ("account", lambda sheet: dict(sheet.account)),
+        ("symbols", lambda sheet: sorted(sheet.bars)),
+        ("conventions of annualising", lambda sheet: sheet.conventions),
+    ):
+        if others := [sheet.strategy for sheet in sheets if of(sheet) != of(first)]:
+            sentences.append(
+                f"Not like with like: {', '.join(others)} had other {what} than {first.strategy}. Their backtests were run "
+                "with different settings; run them with the same before judging."
+            )
+    return sentences
+
+
 def _comparison_page(sheets: Sequence[TearSheet], common: _Common, folder: Path) -> str:
-    notes = list(dict.fromkeys((note, ()) for sheet in sheets for note in sheet.notes))
+    banner = _unlike(sheets)
+    ranked = sum(not sheet.is_yardstick for sheet in sheets)
     by_note = {
-        note: [sheet.strategy for sheet in sheets if note in sheet.notes and not sheet.is_yardstick]
-        for note, _ in notes
+        note: [other.strategy for other in sheets if note in other.notes and not other.is_yardstick]
+        for sheet in sheets
+        for note in sheet.notes
     }
-    banner = [
-        f"{note} ({', '.join(names)})" if names and len(names) < len(sheets) else note
+    banner += [
+        f"{note} ({', '.join(names)})" if names and len(names) < ranked else note
         for note, names in by_note.items()
     ]
-    up = "<a href=../index.html>&larr; all reports</a>" if (folder.parent / "index.html").exists() else ""
-    head = _join(f"<nav>{up}</nav><header><h1>Strategies compared</h1>")
+    head = _join(
+        "<nav><a href=../index.html>&larr; all reports</a></nav><header><h1>Strategies compared</h1>"
+    )
     belief = _section(
         "In sample and out of sample",
         _sharpe_plot([sheet for sheet in sheets if not sheet.is_yardstick] or list(sheets)),

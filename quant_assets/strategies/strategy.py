@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -58,8 +59,9 @@ class Rules:
                 raise StrategyError(f"{name} = {value} must be a number above 0")
         if self.stop_loss_pct is not None and self.stop_loss_pct >= 100:
             raise StrategyError(f"stop_loss_pct = {self.stop_loss_pct} must be below 100")
-        if self.volatility_sessions < 2:
-            raise StrategyError(f"volatility_sessions = {self.volatility_sessions} must be at least 2")
+        if self.max_bars is not None:
+            require_period("max_bars", self.max_bars)
+        require_period("volatility_sessions", self.volatility_sessions, at_least=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,5 +140,5 @@ class Strategy:
 
 def require_period(name: str, value: float, at_least: int = 1) -> None:
     """Raise a `StrategyError` unless `value` is a whole number of at least `at_least` bars."""
-    if value != int(value) or value < at_least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         raise StrategyError(f"{name} = {value} must be a whole number of at least {at_least} bars")

@@ -1,0 +1,316 @@
+"""The backtests as assets: real runs of `backtest_job` on the filled home, and what happens when something is wrong."""
+
+import datetime as dt
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow.compute as pc
+import pytest
+
+from quant_assets import strategies
+from quant_assets.backtests import tables
+from quant_assets.backtests.assets import BACKTESTS, backtest_asset, parameter_sweep
+from quant_assets.launch import QUIET
+from quant_assets.strategies import STRATEGIES, YARDSTICKS
+from quant_resources.compute import Compute
+from quant_resources.iceberg import TableSpec
+
+MODELS = {"mlp_long_short": "mlp_technical", "mlp_sentiment_long_short": "mlp_sentiment"}
+SLICED = (tables.EQUITY, tables.POSITIONS, tables.TRADES, tables.REJECTED_ORDERS, tables.RUNS)
+
+
+def rows(chain: Any, spec: TableSpec, strategy: str, window: str | None = None) -> list[dict[str, Any]]:
+    found = chain.warehouse.read(spec, only=strategy).to_pylist()
+    return [row for row in found if window is None or row["window"] == window]
+
+
+def test_every_strategy_has_its_runs_and_a_model_none_on_what_it_has_seen(chain: Any) -> None:
+    for name in STRATEGIES:
+        windows = {row["window"] for row in rows(chain, tables.RUNS, name)}
+        assert windows == ({"out_of_sample"} if name in MODELS else {"in_sample", "out_of_sample"}), name
+        equity = rows(chain, tables.EQUITY, name, "out_of_sample")
+        assert equity[0]["equity"] == 100_000
+        assert equity[-1]["session"] == chain.nights[-1]
+    for name, model in MODELS.items():
+        seen = dt.date.fromisoformat(chain.registry.champion(model).bundle["windows"]["in_sample_last"])
+        assert min(row["session"] for row in rows(chain, tables.EQUITY, name)) > seen
+
+
+def test_the_accounts_of_the_symbols_add_up_to_the_equity(chain: Any) -> None:
+    for name in STRATEGIES:
+        total: dict[tuple[str, dt.date], float] = {}
+        for row in rows(chain, tables.POSITIONS, name):
+            assert row["equity"] == pytest.approx(row["cash"] + row["shares"] * row["close"], rel=1e-12)
+            key = (row["window"], row["session"])
+            total[key] = total.get(key, 0.0) + row["equity"]
+        for row in rows(chain, tables.EQUITY, name):
+            assert row["equity"] == pytest.approx(total[row["window"], row["session"]], rel=1e-12), name
+
+
+def test_statistics_are_stored_with_their_conventions_and_the_counted_trials(chain: Any) -> None:
+    for name in STRATEGIES:
+        for run in rows(chain, tables.RUNS, name):
+            numbers = json.loads(run["statistics"])
+            assert set(numbers["conventions"]) == {
+                "periods_per_year",
+                "ddof",
+                "rf_annual",
+                "compounding",
+                "calendar",
+            }
+            assert numbers["validity"]["purge_sessions"] == 5
+            trades = rows(chain, tables.TRADES, name, run["window"])
+            assert numbers["trades"]["count"] == len(trades)
+            assert sum(t["pnl"] for t in trades) == pytest.approx(numbers["returns"]["total_pnl"], abs=1e-6)
+            if name not in YARDSTICKS:
+                assert numbers["validity"]["trials"] >= 12, "12 in-sample trials were run before the backtest"
+
+
+def test_the_metric_line_of_training_jobs_is_logged(chain: Any) -> None:
+    """The regular expressions are those of the SageMaker metric definitions."""
+    job = chain.defs.resolve_job_def("backtest_job").get_subset(
+        asset_selection={dg.AssetKey(["backtests", "sma_crossover"])}
+    )
+    result = job.execute_in_process(instance=chain.instance, run_config=QUIET)
+    lines = [entry.user_message for entry in chain.instance.all_logs(result.run_id)]
+    logged = [line for line in lines if re.search(r"Total PnL:(.*?)]", line)]
+    assert len(logged) == 2, "one per window"
+    run = rows(chain, tables.RUNS, "sma_crossover", "out_of_sample")[0]
+    numbers = json.loads(run["statistics"])
+    line = next(line for line in logged if "out_of_sample" in line)
+    assert float(re.search(r"Total PnL:(.*?)]", line)[1]) == round(numbers["returns"]["total_pnl"], 2)  # type: ignore[index]
+    assert float(re.search(r"Sharpe Ratio:(.*?),", line)[1]) == round(numbers["returns"]["sharpe"], 2)  # type: ignore[index]
+    assert re.search(
+        r"\[SQN:-?\d+\.\d\d, Sharpe Ratio:-?\d+\.\d\d, Final Portfolio:\d+\.\d\d, Total PnL:-?\d+\.\d\d\]",
+        line,
+    )
+
+
+def test_one_strategy_run_again_replaces_its_own_rows_with_the_same(chain: Any) -> None:
+    before = {spec.name: chain.read(spec) for spec in SLICED}
+    snapshots = {spec.name: len(chain.warehouse.snapshots(spec)) for spec in SLICED}
+    job = chain.defs.resolve_job_def("backtest_job").get_subset(
+        asset_selection={dg.AssetKey(["backtests", "daily_breakout"])}
+    )
+    assert job.execute_in_process(instance=chain.instance, run_config=QUIET).success
+    for spec in SLICED:
+        assert chain.read(spec).equals(before[spec.name]), spec.name
+        assert len(chain.warehouse.snapshots(spec)) == snapshots[spec.name] + 1
+
+
+def test_other_parameters_change_one_strategy_and_no_other(chain: Any) -> None:
+    others = {name: rows(chain, tables.TRADES, name) for name in STRATEGIES if name != "sma_crossover"}
+    before = rows(chain, tables.TRADES, "sma_crossover")
+    job = chain.defs.resolve_job_def("backtest_job").get_subset(
+        asset_selection={dg.AssetKey(["backtests", "sma_crossover"])}
+    )
+    config = {
+        "ops": {"backtests__sma_crossover": {"config": {"parameters": {"fast_period": 5, "slow_period": 10}}}}
+    }
+    assert job.execute_in_process(instance=chain.instance, run_config={**QUIET, **config}).success
+    assert rows(chain, tables.TRADES, "sma_crossover") != before
+    assert {name: rows(chain, tables.TRADES, name) for name in others} == others
+    assert job.execute_in_process(instance=chain.instance, run_config=QUIET).success
+    assert rows(chain, tables.TRADES, "sma_crossover") == before
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"parameters": {"window": 3}}, "sma_crossover has no parameter window; it has "),
+        (
+            {"parameters": {"fast_period": 30, "slow_period": 10}},
+            "slow_period = 10 must be above fast_period = 30",
+        ),
+        ({"symbols": ["TSLA"]}, "no bars of TSLA; there are bars of AAPL, IBM, MSFT"),
+        ({"first_session": "2031-01-02"}, "market/bars holds no bar between 2031-01-02"),
+        ({"in_sample_last": "2012-04-03"}, "leave 0 out of sample"),
+        ({"half_spread_bps": -1.0}, "half_spread_bps = -1.0 must be a number of at least 0"),
+        ({"initial_cash": 0.0}, "initial_cash = 0.0 must be a number above 0"),
+    ],
+)
+def test_a_wrong_configuration_fails_with_its_reason_and_changes_nothing(
+    chain: Any, config: dict[str, Any], message: str
+) -> None:
+    before = {spec.name: chain.warehouse.snapshot_id(spec) for spec in SLICED}
+    job = chain.defs.resolve_job_def("backtest_job").get_subset(
+        asset_selection={dg.AssetKey(["backtests", "sma_crossover"])}
+    )
+    result = job.execute_in_process(
+        instance=chain.instance,
+        run_config={**QUIET, "ops": {"backtests__sma_crossover": {"config": config}}},
+        raise_on_error=False,
+    )
+    assert not result.success
+    assert message in str(result.failure_data_for_node("backtests__sma_crossover").error)
+    assert {spec.name: chain.warehouse.snapshot_id(spec) for spec in SLICED} == before
+
+
+def test_the_sweep_is_stored_counted_and_not_run_twice(chain: Any) -> None:
+    trials = chain.read(tables.PARAMETER_SWEEP)
+    for name in STRATEGIES:
+        if name in YARDSTICKS:
+            continue
+        newest = rows(chain, tables.SWEEPS, name)[0]
+        mine = trials.filter(pc.equal(trials["strategy"], name)).to_pylist()
+        searched = [row for row in mine if row["study"] == newest["study"]]
+        assert len(searched) == newest["trials"] == 12
+        assert {row["scope"] for row in searched} == {"in_sample"}
+        assert newest["trials_ever"] == len({row["parameters"] for row in mine})
+        best = max(row["sharpe"] for row in searched if row["sharpe"] is not None)
+        assert newest["objective_value"] == best
+        steps = rows(chain, tables.WALK_FORWARD, name)
+        assert len(steps) >= 3
+        for step in steps:
+            assert step["train_last"] < step["test_first"]
+            scope = [
+                r for r in mine if r["scope"] == f"fold {step['fold']}" and r["session"] == step["train_last"]
+            ]
+            assert step["in_sample"] == max(r["sharpe"] for r in scope if r["sharpe"] is not None)
+    result = chain.run(
+        "backtest_job", {"backtests__parameter_sweep": {"method": "random", "trials": 12, "seed": 7}}
+    )
+    assert result.success
+    said = [entry.user_message for entry in chain.instance.all_logs(result.run_id)]
+    assert sum("12 trials, 12 of them found finished" in line for line in said) == len(STRATEGIES) - len(
+        YARDSTICKS
+    )
+    assert chain.read(tables.PARAMETER_SWEEP).num_rows == trials.num_rows
+
+
+def test_swept_parameters_are_traded_after_the_sessions_they_were_chosen_on(chain: Any) -> None:
+    for name in ("daily_breakout", "mlp_long_short"):
+        job = chain.defs.resolve_job_def("backtest_job").get_subset(
+            asset_selection={dg.AssetKey(["backtests", name])}
+        )
+        config = {"ops": {f"backtests__{name}": {"config": {"use_swept_parameters": True}}}}
+        assert job.execute_in_process(instance=chain.instance, run_config={**QUIET, **config}).success
+        newest = rows(chain, tables.SWEEPS, name)[0]
+        run = rows(chain, tables.RUNS, name, "out_of_sample")[0]
+        assert json.loads(newest["parameters"]).items() <= json.loads(run["parameters"]).items()
+        assert run["first_session"] > newest["session"]
+        assert job.execute_in_process(instance=chain.instance, run_config=QUIET).success
+
+
+def test_pages_and_their_json_lie_where_the_readme_says(chain: Any) -> None:
+    reports = chain.home / "reports"
+    index = (reports / "index.html").read_text()
+    for name in STRATEGIES:
+        assert f"backtests/{name}.html" in index
+        assert (reports / "backtests" / f"{name}.html").stat().st_size > 10_000
+        numbers = json.loads((reports / "backtests" / f"{name}.json").read_text())
+        stored = rows(chain, tables.RUNS, name, "out_of_sample")[0]
+        assert numbers["statistics"] == json.loads(stored["statistics"])
+    assert "models/mlp_technical-v1.html" in index
+    assert "simulated" in (reports / "backtests" / "mlp_sentiment_long_short.html").read_text()
+
+
+# -- strategies that are not ours ----------------------------------------------------------------------------------
+
+PEEKING = '''
+from dataclasses import dataclass
+from typing import ClassVar
+import numpy as np
+from quant_assets.strategies.strategy import ENTER_LONG, EXIT_LONG, Strategy
+
+@dataclass(frozen=True, kw_only=True)
+class Peeking(Strategy):
+    """Holds the days that will rise, because it reads tomorrow's close."""
+    name: ClassVar[str] = "peeking"
+
+    def decide(self, bars, probability=None):
+        tomorrow = np.append(bars.adj_close[1:], bars.adj_close[-1])
+        return np.where(tomorrow > bars.adj_close, ENTER_LONG, EXIT_LONG).astype(np.int8)
+'''
+MOOD = '''
+from dataclasses import dataclass
+from typing import ClassVar
+import numpy as np
+from quant_assets.strategies.strategy import ENTER_LONG, EXIT_LONG, Strategy
+
+@dataclass(frozen=True, kw_only=True)
+class Mood(Strategy):
+    """Long after a rise of so many days; cannot count to three."""
+    name: ClassVar[str] = "mood"
+    days: int = 1
+
+    def decide(self, bars, probability=None):
+        if self.days == 3:
+            raise ArithmeticError("three days are too many")
+        rises = np.zeros(len(bars), dtype=bool)
+        rises[self.days:] = bars.adj_close[self.days:] > bars.adj_close[:-self.days]
+        return np.where(rises, ENTER_LONG, EXIT_LONG).astype(np.int8)
+'''
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two strategies, each one file and one line of registration."""
+    (tmp_path / "peeking_strategy.py").write_text(PEEKING)
+    (tmp_path / "mood_strategy.py").write_text(MOOD)
+    (tmp_path / "mood.yaml").write_text("parameters:\n  days: {type: int, low: 1, high: 5}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(strategies.STRATEGIES, "peeking", "peeking_strategy:Peeking")
+    monkeypatch.setitem(strategies.STRATEGIES, "mood", "mood_strategy:Mood")
+    for module in ("peeking_strategy", "mood_strategy"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+def materialize(chain: Any, asset: dg.AssetsDefinition, config: dict[str, Any] | None = None) -> Any:
+    name = "__".join(asset.key.path)
+    return dg.materialize(
+        [asset],
+        instance=chain.instance,
+        resources={
+            "warehouse": chain.warehouse,
+            "registry": chain.registry,
+            "compute": Compute("sequential"),
+        },
+        run_config={**QUIET, "ops": {name: {"config": config or {}}}},
+        raise_on_error=False,
+    )
+
+
+@pytest.mark.usefixtures("foreign")
+def test_a_strategy_that_reads_tomorrow_is_caught_and_blocks(chain: Any) -> None:
+    result = materialize(chain, backtest_asset("peeking"))
+    checks = {e.check_name: e for e in result.get_asset_check_evaluations()}
+    assert not checks["no_look_ahead"].passed
+    assert checks["no_look_ahead"].blocking
+    assert checks["accounts_balance"].passed
+    assert "decisions on AAPL differ from" in str(checks["no_look_ahead"].metadata["problems"].value)
+    assert not result.success
+
+
+@pytest.mark.usefixtures("foreign")
+def test_a_new_strategy_is_one_file_and_one_line(chain: Any) -> None:
+    assert materialize(chain, backtest_asset("mood")).success
+    assert rows(chain, tables.TRADES, "mood", "out_of_sample")
+
+
+@pytest.mark.usefixtures("foreign")
+def test_failed_trials_are_reported_with_their_parameters_and_the_others_go_on(chain: Any) -> None:
+    result = materialize(chain, parameter_sweep, {"strategies": ["mood"], "test_sessions": 0})
+    assert result.success
+    check = result.get_asset_check_evaluations()[0]
+    assert (check.check_name, check.passed, check.severity) == (
+        "no_failed_trials",
+        False,
+        dg.AssetCheckSeverity.WARN,
+    )
+    shown = str(check.metadata["failed"].value)
+    assert '{"days": 3}' in shown
+    assert "ArithmeticError: three days are too many" in shown
+    newest = rows(chain, tables.SWEEPS, "mood")[0]
+    assert (newest["trials"], newest["failed"]) == (4, 1)
+    trials = chain.read(tables.PARAMETER_SWEEP)
+    failed = trials.filter(pc.equal(trials["state"], "failed")).to_pylist()
+    assert [row["parameters"] for row in failed if row["strategy"] == "mood"] == ['{"days": 3}']
+
+
+def test_there_is_an_asset_for_every_registered_strategy() -> None:
+    assert [asset.key.path[-1] for asset in BACKTESTS] == list(STRATEGIES)
