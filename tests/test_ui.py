@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The web server on a home that one ingest and one feature run have filled."""
+    """The web server on a home that an ingest run and one backtest have filled."""
     home = tmp_path_factory.mktemp("ui")
     env = {**os.environ, "QUANT_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
     for first, last in (("2012-01-03", "2012-03-30"),):
@@ -32,6 +32,23 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             check=True,
             capture_output=True,
         )
+    subprocess.run(
+        [
+            str(Path(sys.executable).with_name("dagster")),
+            *(
+                "asset",
+                "materialize",
+                "-m",
+                "quant_assets.definitions",
+                "--select",
+                "backtests/sma_crossover",
+            ),
+        ],
+        cwd=ROOT,
+        env=env,
+        check=True,
+        capture_output=True,
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -100,7 +117,29 @@ def test_the_lineage_shows_every_layer(ui: str) -> None:
         try:
             page = browser.new_page(viewport={"width": 1500, "height": 1000})
             page.goto(f"{ui}/asset-groups")
-            for group in ("vendors", "market", "features", "models", "serving"):
+            for group in ("vendors", "market", "features", "models", "backtests", "serving"):
                 expect(page.get_by_text(group, exact=True).first).to_be_visible(timeout=60_000)
+        finally:
+            browser.close()
+
+
+def test_a_backtest_shows_its_curve_its_trades_and_its_statistics(ui: str) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            page = browser.new_page(viewport={"width": 1500, "height": 1000})
+            page.goto(f"{ui}/assets/backtests/sma_crossover?view=overview")
+            expect(page.get_by_text("Long when the fast average crosses above")).to_be_visible(timeout=60_000)
+            for key, caption in (("equity", "Out of sample, "), ("trades on the chart", "Trades in ")):
+                row = page.locator("tr", has=page.get_by_text(key, exact=True)).last
+                row.get_by_text("[Show Markdown]").click(timeout=30_000)
+                image = page.locator(f"img[alt^='{caption}']")
+                expect(image).to_be_visible(timeout=30_000)
+                assert image.evaluate("node => node.naturalWidth") > 500
+                page.keyboard.press("Escape")
+                expect(image).to_be_hidden(timeout=30_000)
+            expect(page.get_by_text("returns: sharpe_low")).to_be_visible(timeout=30_000)
         finally:
             browser.close()

@@ -454,23 +454,20 @@ def _order(rule, costs, account, cash, price, volume, volatility):  # type: igno
     """Shares of an entry at `price`, and why it is rejected (-1: it is not)."""
     power = cash * account.leverage
     why = -1
+    if rule.sizing == 2 and not volatility > 0.0:
+        return np.nan, _VOLATILITY
     if rule.sizing == 0:
-        wanted = rule.size
+        wanted = math.floor(rule.size) if account.whole_shares else rule.size
         commission, spread, impact = _trading_costs(wanted, price, volume, costs)
         if wanted * price + commission + spread + impact > power * (1.0 + 1e-12):
             why = _CASH
     else:
-        fraction = rule.size
-        if rule.sizing == 2:
-            if volatility > 0.0:
-                fraction = rule.size / volatility
-            else:
-                why = _VOLATILITY
+        fraction = rule.size / volatility if rule.sizing == 2 else rule.size
         # After an exit that ended in debt there is nothing to order.
         wanted = max(0.0, _affordable(min(fraction * cash, power), price, volume, costs))
-    if account.whole_shares:
-        # The hair gives back a whole share that rounding took.
-        wanted = math.floor(wanted + 1e-9)
+        if account.whole_shares:
+            # The hair gives back a whole share that rounding took.
+            wanted = math.floor(wanted + 1e-9)
     if why < 0 and wanted <= 0.0:
         why = _SIZE
     return wanted, why
@@ -527,15 +524,16 @@ def _simulate(  # type: ignore[no-untyped-def]
        - The bar's volume times the participation cap limits what all orders of a bar trade together. Of an *exit*, what
          is left over is tried again at the next open, until done; of an *entry* it stays unfilled and is reported. While
          an exit is unfinished there is no entry.
-       - An entry is sized by the equity at the open (after the exit): a `fraction` of it, or the fraction that brings the
-         volatility known at t-1 to its target; both are cut to what the buying power (equity x leverage) pays for, costs
-         included. A number of `shares` that value and costs push above the buying power is rejected and reported.
+       - An entry is sized by the equity at the open (after the exit): as many shares as a `fraction` of it pays for, costs
+         included, or the fraction that brings the volatility known at t-1 to its target; never more than the buying power
+         (equity x leverage) pays for. A number of `shares` whose value and costs exceed the buying power is rejected and
+         reported.
        - Commission, half spread and impact are paid in cash; fill prices are the market's.
     3. **Range.** Stop and target stand at entry price x (1 -+ pct). An open beyond a level (a gap) fills at the open;
        otherwise a touched level fills at the level; if the range touches both, the stop counts. Levels work from the fill
        on, also on the bar of the entry (`Account.bracket_on_entry_bar`). What the cap leaves over goes to the next open.
     4. **Close.** Equity = cash + shares x close. At 0 or below the account is ruined: the position ends at this close
-       without costs and nothing is traded any more.
+       without costs, and nothing is traded, earned or paid any more.
     5. **Decision.** The decisions of t become orders for the open of t+1, given the position after step 4: flat takes an
        entry (two at once contradict each other: neither is taken, and it is reported); a position takes its exit, or the
        opposite entry as a reversal, or leaves because it was held for `max_bars` closes. Entries on the side that is
@@ -576,7 +574,7 @@ def _simulate(  # type: ignore[no-untyped-def]
         # Most bars have nothing to do before their close, and this one question is cheaper than all those below.
         if accrues or pending_exit != 0 or pending_entry != 0 or (shares != 0.0 and (watched or event[t])):
             # 1. Night
-            if accrues and t > 0:
+            if accrues and t > 0 and not ruined:
                 short_value = -shares * close[t - 1] if shares < 0.0 else 0.0
                 interest, fee = (cash - short_value) * night_rate, short_value * borrow_rate
                 cash += interest - fee

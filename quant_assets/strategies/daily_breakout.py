@@ -25,14 +25,15 @@ class DailyBreakout(Strategy):
     """Long above the highest high of the look-back, short below its lowest low.
 
     The look-back of t is the `period` bars before t; t itself is not in it. The close of t decides. A position ends
-    when the close falls back through the level that it broke: a long one below the previous period's high, a short one
-    above the previous period's low.
+    when the close falls back inside the range: a long one below the previous period's high, a short one above the previous
+    period's low. That level moves with the look-back: on the bar after a breakout it contains the breakout's own high, so
+    under `look_back` a position lives on only while the closes make new highs (lows).
 
     Attributes:
         period: look-back, bars.
         go_long, go_short: which sides are traded.
-        exit_level: what "the previous period" of the exit is: the look-back, so that exits are reversals relative to
-            the breakout level (`look_back`), or the one bar before (`previous_bar`).
+        exit_level: what "the previous period" of the exit is: the look-back (`look_back`), or the one bar before
+            (`previous_bar`).
     """
 
     name: ClassVar[str] = "daily_breakout"

@@ -70,6 +70,8 @@ class SmaCrossover(Strategy):
         probability: np.ndarray | None = None,
     ) -> np.ndarray:
         """Each average is computed once, however many sets use it."""
+        if not parameters:
+            return np.empty((0, len(bars)), dtype=np.int8)
         sets = [cls.create(**given) for given in parameters]
         pairs = np.array([(s.fast_period, s.slow_period) for s in sets], dtype=np.int64).reshape(-1, 2)
         first = np.array([s.enter_on_first_bar for s in sets], dtype=np.bool_)
