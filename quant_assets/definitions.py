@@ -91,7 +91,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             "warehouse": warehouse,
             "source": source,
             "registry": ModelRegistry(config.home),
-            "compute": Compute(),
+            "compute": Compute(config.compute_backend, config.compute_jobs),
             "alerts": LogAlerts(alerts_file=str(config.home / "alerts.jsonl")),
             "io_manager": IcebergIOManager(warehouse, tables),
             **overrides,

@@ -68,10 +68,21 @@ class Settings(BaseSettings):
     seed: int = Field(
         20000301, ge=0, lt=2**32, description="Seed of the simulated news and of model training."
     )
+    compute_backend: Literal["loky", "threading", "sequential"] = Field(
+        "loky", description="Where parameter sets are simulated: processes, threads, or one after another."
+    )
+    compute_jobs: int = Field(-1, ge=-1, le=1024, description="Workers of that pool; -1 is one per core.")
     duckdb_threads: int = Field(2, ge=1, le=256, description="Threads of a DuckDB connection.")
     duckdb_memory_gib: float = Field(
         4.0, gt=0, allow_inf_nan=False, description="Memory limit of a DuckDB connection, GiB."
     )
+
+    @field_validator("compute_jobs")
+    @classmethod
+    def _some_workers(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("must be -1 (one per core) or at least 1")
+        return value
 
     @field_validator("symbols", mode="before")
     @classmethod

@@ -262,6 +262,13 @@ def tear_sheets(warehouse: Warehouse, strategies: Sequence[str]) -> list[TearShe
         if run["symbols"] not in bars:
             bars[run["symbols"]] = bar_series(warehouse.read(BARS), symbols)
         sessions = curve["session"].to_numpy().astype("datetime64[D]")
+        newest = newest_sweep(warehouse, name)
+        counted = (max(newest["trials_ever"], 1), newest["sharpe_variance"]) if newest else (1, None)
+        summaries = {
+            # Trials that were run after the backtest count as well.
+            window: statistics.recounted(json.loads(row["statistics"]), *counted)
+            for window, row in by_window.items()
+        }
         notes = []
         if "simulated" in run["news_source"]:
             notes.append(
@@ -277,10 +284,8 @@ def tear_sheets(warehouse: Warehouse, strategies: Sequence[str]) -> list[TearShe
                 strategy=name,
                 description=(strategy_class(name).__doc__ or name).strip().splitlines()[0],
                 parameters=json.loads(run["parameters"]),
-                statistics=json.loads(run["statistics"]),
-                in_sample=json.loads(by_window["in_sample"]["statistics"])
-                if "in_sample" in by_window
-                else None,
+                statistics=summaries["out_of_sample"],
+                in_sample=summaries.get("in_sample"),
                 sessions=sessions,
                 equity=curve["equity"].to_numpy(),
                 invested=curve["invested"].to_numpy(),

@@ -1035,6 +1035,39 @@ def summary(
     return result
 
 
+def recounted(
+    result: Mapping[str, Any], trials: float, trial_sharpe_variance: float | None
+) -> dict[str, Any]:
+    """A `summary` whose `validity` counts other trials: more may have been run since the backtest.
+
+    Args:
+        result: of `summary`.
+        trials: how many independent trials there were in the end.
+        trial_sharpe_variance: variance of their annual simple Sharpe ratios; None where it is not known.
+    """
+    returns, validity, periods = (
+        result["returns"],
+        result["validity"],
+        result["conventions"]["periods_per_year"],
+    )
+    numbers = [
+        _NAN if value is None else float(value)
+        for value in (returns["sharpe_simple"], returns["skewness"], returns["kurtosis"])
+    ]
+    sharpe, skew, kurt = numbers[0] / math.sqrt(periods), numbers[1], numbers[2]
+    variance = _NAN if trial_sharpe_variance is None and trials > 1 else (trial_sharpe_variance or 0.0)
+    changed = {
+        "dsr": deflated_sharpe_ratio(
+            sharpe, validity["observations"], trials, variance / periods, skew, kurt
+        ),
+        "sr0": expected_maximum_sharpe(trials, variance / periods) * math.sqrt(periods),
+        "trials": trials,
+        "trial_sharpe_variance": trial_sharpe_variance,
+    }
+    plain: dict[str, Any] = _plain({**result, "validity": {**validity, **changed}})
+    return plain
+
+
 def log_line(result: Mapping[str, Any]) -> str:
     """One line of a `summary` for logs, `[SQN:%.2f, Sharpe Ratio:%.2f, Final Portfolio:%.2f, Total PnL:%.2f]`.
 

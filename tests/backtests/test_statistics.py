@@ -877,3 +877,20 @@ def test_log_line_is_what_sagemaker_reads() -> None:
         found = re.search(pattern, line)
         assert found is not None
         assert float(found.group(1)) == pytest.approx(value, abs=0.005)
+
+
+def test_trials_that_were_run_later_are_counted_as_if_they_had_been_known() -> None:
+    rng = np.random.default_rng(5)
+    equity = 1e5 * np.cumprod(np.r_[1.0, 1 + rng.normal(5e-4, 0.01, 600)])
+    days = np.arange(601).astype("datetime64[D]")
+    trades = make_trades([])
+    alone = s.summary(equity, days, trades)
+    for trials, variance in ((1, None), (40, 0.3), (40, math.nan)):
+        at_once = s.summary(equity, days, trades, trials=trials, trial_sharpe_variance=variance)
+        later = s.recounted(
+            alone, trials, None if variance is not None and math.isnan(variance) else variance
+        )
+        assert later["validity"].keys() == at_once["validity"].keys()
+        for key, value in at_once["validity"].items():
+            assert later["validity"][key] == (None if value is None else pytest.approx(value, rel=1e-12)), key
+    assert alone["validity"]["trials"] == 1

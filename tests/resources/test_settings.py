@@ -32,6 +32,8 @@ def test_without_any_variable_the_sample_runs_locally_and_bad_rows_fail(tmp_path
         "bad_rows": "fail",
         "missing_sessions": "fail",
         "seed": 20000301,
+        "compute_backend": "loky",
+        "compute_jobs": -1,
         "duckdb_threads": 2,
         "duckdb_memory_gib": 4.0,
     }
@@ -68,6 +70,9 @@ def test_a_relative_home_is_made_absolute_so_that_a_later_chdir_does_not_move_it
         ("QUANT_SYMBOLS", "TOOLONGTICKER", "ticker (letters, digits, '.' or '-', at most 10)"),
         ("QUANT_FIRST_SESSION", "yesterday", "date"),
         ("QUANT_LAST_SESSION", "2012-02-30", "date"),
+        ("QUANT_COMPUTE_BACKEND", "ray", "'loky', 'threading' or 'sequential'"),
+        ("QUANT_COMPUTE_JOBS", "0", "-1 (one per core) or at least 1"),
+        ("QUANT_COMPUTE_JOBS", "-2", "greater than or equal to -1"),
         ("QUANT_DUCKDB_THREADS", "0", "greater than or equal to 1"),
         ("QUANT_DUCKDB_THREADS", "257", "less than or equal to 256"),
         ("QUANT_DUCKDB_THREADS", "many", "integer"),
