@@ -1,7 +1,7 @@
 """Assets of the layer `backtests`: one backtest per strategy, the parameter sweep, the report.
 
 Belongs here: the Dagster face. Does not belong here: reading inputs (`inputs.py`), simulating (`engine.py`, `portfolio.py`),
-searching (`sweep.py`), judging (`statistics.py`, `proof.py`), the shape of rows (`results.py`), drawing (`tear_sheet.py`,
+searching (`sweep.py`), judging (`statistics.py`, `proof.py`), the shape of rows (`results.py`), drawing (`pages`,
 `plots.py`).
 """
 
@@ -579,8 +579,10 @@ def _sweep(
 def report(context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[Warehouse]) -> dg.MaterializeResult:
     """Draw what is stored; nothing is simulated here."""
     from quant_assets.backtests import plots
+    from quant_assets.backtests.pages.comparison import write_comparison
+    from quant_assets.backtests.pages.report_index import write_index
+    from quant_assets.backtests.pages.tear_sheet import write_tear_sheet
     from quant_assets.backtests.results import tear_sheets
-    from quant_assets.backtests.tear_sheet import write_comparison, write_index, write_tear_sheet
 
     sheets = tear_sheets(warehouse, list(STRATEGIES))
     if not sheets:

@@ -1,7 +1,7 @@
 """From results to rows, and back to what the pages show.
 
 Belongs here: the shape in which backtests and sweeps are stored and read again. Does not belong here: computing them, and
-how a page looks (`tear_sheet.py`).
+how a page looks (`pages`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 
 from quant_assets.backtests import statistics, tables
 from quant_assets.backtests.grid import STATISTICS
+from quant_assets.backtests.pages.sheet import SweepView, TearSheet
 from quant_assets.backtests.portfolio import Backtest, on_axis
 from quant_assets.backtests.space import load_space
 from quant_assets.backtests.sweep import FoldResult, SweepResult, TrialStore
-from quant_assets.backtests.tear_sheet import SweepView, TearSheet
 from quant_assets.market.series import BarSeries, bar_series
 from quant_assets.market.tables import BARS
 from quant_assets.strategies import YARDSTICKS, strategy_class
