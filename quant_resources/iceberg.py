@@ -625,6 +625,12 @@ def _slice_filter(spec: TableSpec, part: _Slice) -> str | BooleanExpression:
         return AlwaysTrue()
     if spec.slice_column is None:
         raise WarehouseError(f"table {spec.name} has no slice_column; it cannot be read or written in slices")
+    kind = next(column.type for column in spec.columns if column.name == spec.slice_column)
+    if (kind == "string") != (part.only is not None) or (part.only is not None and (part.first or part.last)):
+        raise WarehouseError(
+            f"table {spec.name} is sliced by {spec.slice_column} ({kind}), {part} is no slice of it: give one value "
+            "(only) for a string, a range (first, last) for a date"
+        )
     if part.only is not None and "'" in part.only:
         raise WarehouseError(f"table {spec.name}: the slice {part.only!r} must not contain a quote")
     terms = [

@@ -171,6 +171,6 @@ def chain() -> Iterator[Chain]:
         assert run_job(made.defs, instance, "chain_job", Chain.range_tags(Chain.first, Chain.last))
         for session in Chain.nights:
             assert made.night(session).success
-        sweep = {"method": "random", "trials": 12, "seed": 7}
+        sweep = {"method": "random", "trials": 12, "seed": 7, "min_trades": 1}
         assert made.run("backtest_job", {"backtests__parameter_sweep": sweep}).success
         yield made

@@ -21,7 +21,7 @@ from quant_assets.strategies import STRATEGIES, YARDSTICKS, make_strategy, space
 from quant_resources.compute import Compute
 from quant_resources.iceberg import TableSpec, Warehouse
 from quant_resources.io_manager import table_metadata
-from quant_resources.registry import ModelRegistry
+from quant_resources.registry import ModelRegistry, RegistryError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 GROUP = "backtests"
 OWNERS = ["team:research"]
 IN_SAMPLE, OUT_OF_SAMPLE = "in_sample", "out_of_sample"
+SWEEPS_FILE = "sweeps.db"
 COST_FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -55,14 +56,16 @@ class Assumptions(dg.Config):
     participation_cap: float = 0.1
     borrow_annual_pct: float = 0.5
     interest_annual_pct: float = 0.0
+    whole_shares: bool = True
+    bracket_on_entry_bar: bool = True
 
     def market(self, warehouse: Warehouse) -> "Market":
         """Bars and windows."""
         from quant_assets.backtests.inputs import Market
 
         first, last, cut = (
-            dt.date.fromisoformat(day) if day else None
-            for day in (self.first_session, self.last_session, self.in_sample_last)
+            _session(name, getattr(self, name))
+            for name in ("first_session", "last_session", "in_sample_last")
         )
         return Market(warehouse, self.symbols, first, last, self.in_sample_fraction, cut, self.purge_sessions)
 
@@ -71,7 +74,18 @@ class Assumptions(dg.Config):
         from quant_assets.backtests.engine import Account, Costs, check_account, check_costs
 
         costs = Costs(**{name: getattr(self, name) for name in Costs._fields})
-        return check_costs(costs), check_account(Account(self.initial_cash, self.leverage))
+        return check_costs(costs), check_account(
+            Account(self.initial_cash, self.leverage, self.whole_shares, self.bracket_on_entry_bar)
+        )
+
+
+def _session(name: str, text: str | None) -> dt.date | None:
+    if not text:
+        return None
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{name} = {text!r} is not a date like 2012-04-03") from error
 
 
 class BacktestConfig(Assumptions):
@@ -98,6 +112,7 @@ class SweepConfig(Assumptions):
         trials: of random and bayesian.
         objective: sharpe, total_return, max_drawdown, sqn or profit_factor.
         most_trials: largest grid.
+        min_trades: sets with fewer trades are not chosen.
         train_sessions, test_sessions: of the walk-forward; a quarter and a sixth of the sessions when none is given,
             test_sessions 0 for no walk-forward.
         seed: of the draws; the project's when none is given.
@@ -108,6 +123,7 @@ class SweepConfig(Assumptions):
     trials: int = 60
     objective: str = "sharpe"
     most_trials: int = 2_000
+    min_trades: int = 10
     train_sessions: int | None = None
     test_sessions: int | None = None
     seed: int | None = None
@@ -115,8 +131,9 @@ class SweepConfig(Assumptions):
 
 def _check_specs(name: str) -> list[dg.AssetCheckSpec]:
     descriptions = {
-        "no_look_ahead": "Cut bars and probabilities at several sessions and run again: decisions, equity, positions and "
-        "closed trades up to the cut are the same bit for bit.",
+        "no_look_ahead": "Cut bars and probabilities where decisions change and run again: decisions, equity, positions "
+        "and closed trades up to the cut are the same bit for bit. That features and adjusted prices do not look ahead is "
+        "proved by the checks of features/*.",
         "unseen_sessions": "Every out-of-sample trade was decided after the sessions that the model was trained on, or "
         "that parameters were chosen on, and the purge.",
         "accounts_balance": "Initial cash + PnL of all trades + interest = final equity, in each window (1e-9 of the "
@@ -177,31 +194,39 @@ def _backtest(
     warehouse: Warehouse,
     registry: ModelRegistry,
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    import numpy as np
+
     from quant_assets.backtests import plots, proof
     from quant_assets.backtests.inputs import Champion
+    from quant_assets.backtests.pages.tear_sheet import write_tear_sheet
     from quant_assets.backtests.portfolio import run_backtest
-    from quant_assets.backtests.results import backtest_tables, newest_sweep
+    from quant_assets.backtests.results import backtest_tables, newest_sweep, tear_sheets, trials_of
     from quant_assets.backtests.statistics import Conventions, log_line, summary
+    from quant_assets.backtests.sweep import TrialStore, data_identity, record_backtest
 
     costs, account = config.money()
     market = config.market(warehouse)
     model = strategy_class(name).model
     champion = Champion(model, warehouse, registry) if model else None
-    swept = newest_sweep(warehouse, name)
-    strategy, seen_until = _parameters(name, config, market, champion, swept)
+    store = TrialStore(warehouse.home / SWEEPS_FILE)
+    strategy, seen_until = _parameters(name, config, market, champion, newest_sweep(warehouse, name), store)
     windows = {} if champion else {IN_SAMPLE: market.in_sample}
     windows[OUT_OF_SAMPLE] = market.window_after(seen_until)
 
     probability = champion.on(market.series) if champion else None
     conventions = Conventions(rf_annual=config.rf_annual)
-    # Of one trial there is no variance; of several, an unknown one makes the deflated ratio unknown.
-    trials = max(swept["trials_ever"], 1) if swept else 1
-    variance = swept["sharpe_variance"] if swept else None
     runs, benchmarks, summaries = {}, {}, {}
     for label, window in windows.items():
-        run = run_backtest(strategy, market.series, window, probability, costs, account)
-        held = run_backtest(make_strategy("buy_and_hold"), market.series, window, None, costs, account)
-        runs[label], benchmarks[label] = run, held
+        runs[label] = run_backtest(strategy, market.series, window, probability, costs, account)
+        benchmarks[label] = run_backtest(
+            make_strategy("buy_and_hold"), market.series, window, None, costs, account
+        )
+    data = data_identity(market.series, probability)
+    if name not in YARDSTICKS:
+        record_backtest(store, runs[OUT_OF_SAMPLE], costs, account, sorted(market.series), data)
+    trials, variance = trials_of(name, store, champion.version if champion else None)
+    for label, run in runs.items():
+        window, held = run.window, benchmarks[label]
         summaries[label] = summary(
             run.equity,
             run.sessions,
@@ -209,6 +234,7 @@ def _backtest(
             conventions,
             held.equity,
             trials=trials,
+            # Of one trial there is no variance; of several, an unknown one makes the deflated ratio unknown.
             trial_sharpe_variance=math.nan if variance is None else variance,
             purge_sessions=config.purge_sessions,
         )
@@ -216,10 +242,13 @@ def _backtest(
             "%s %s, %s to %s: %s", name, label, window.first, window.last, log_line(summaries[label])
         )
 
+    passed = True
     balance = [{"window": label, **proof.balance(run)} for label, run in runs.items()]
+    good = all(abs(float(row["difference"])) <= 1e-9 * account.initial_cash for row in balance)
+    passed &= good
     yield dg.AssetCheckResult(
         check_name="accounts_balance",
-        passed=all(abs(float(row["difference"])) <= 1e-9 * account.initial_cash for row in balance),
+        passed=good,
         metadata={"windows": markdown_table(balance)},
     )
     problems = [
@@ -229,6 +258,7 @@ def _backtest(
             run, strategy, market.series, champion.on if champion else None, costs, account
         )
     ]
+    passed &= not problems
     yield dg.AssetCheckResult(
         check_name="no_look_ahead",
         passed=not problems,
@@ -237,16 +267,23 @@ def _backtest(
     )
     unseen = runs[OUT_OF_SAMPLE]
     earliest = proof.sessions_between(unseen, market.sessions, seen_until)
+    good = earliest is None or earliest[1] >= config.purge_sessions
+    passed &= good
     yield dg.AssetCheckResult(
         check_name="unseen_sessions",
-        passed=earliest is None or earliest[1] >= config.purge_sessions,
+        passed=good,
         metadata={
             "seen until": str(seen_until),
             "earliest decision": str(earliest[0]) if earliest else "no trade",
-            "sessions in between": earliest[1] if earliest else -1,
+            **({"sessions in between": earliest[1]} if earliest else {}),
             "purge": config.purge_sessions,
         },
     )
+    if not passed:
+        raise dg.Failure(
+            f"{name}: a blocking check failed, see above. Nothing was stored; an earlier backtest of it is as it was.",
+            allow_retries=False,
+        )
 
     sensitivity = []
     for factor in COST_FACTORS:
@@ -275,7 +312,13 @@ def _backtest(
 
     symbols = unseen.trades["symbol"].to_pylist()
     shown = max(sorted(market.series), key=symbols.count)
-    curves = {name: unseen.equity, "buy_and_hold": benchmarks[OUT_OF_SAMPLE].equity}
+    curves = {
+        name: unseen.equity,
+        "buy_and_hold": benchmarks[OUT_OF_SAMPLE].equity,
+        "flat": np.full(len(unseen.equity), account.initial_cash),
+    }
+    sheets = {sheet.strategy: sheet for sheet in tear_sheets(warehouse, [name, *YARDSTICKS], store)}
+    page = write_tear_sheet(sheets[name], settings().reports_dir / "backtests")
     sharpe = summaries[OUT_OF_SAMPLE]["returns"]["sharpe"]
     yield dg.MaterializeResult(
         metadata={
@@ -284,6 +327,11 @@ def _backtest(
             "equity": figure_markdown(
                 plots.equity_figure(unseen.sessions, curves),
                 f"Out of sample, {unseen.window.first} to {unseen.window.last}, dollars",
+            ),
+            "tear sheet": dg.MetadataValue.path(str(page)),
+            "risk": figure_markdown(
+                plots.risk_figure(unseen.sessions, unseen.equity, unseen.invested, unseen.gross),
+                "Years, distribution, rolling ratio and volatility, exposure, deepest drawdowns",
             ),
             "monthly returns": figure_markdown(
                 plots.monthly_figure(unseen.sessions, unseen.equity), "Monthly returns"
@@ -314,18 +362,27 @@ def _parameters(
     market: "Market",
     champion: "Champion | None",
     swept: dict[str, Any] | None,
+    store: "TrialStore",
 ) -> tuple[Any, dt.date]:
-    """The strategy, and the last session that anything about it was learned from."""
+    """The strategy, and the last session that anything about it was learned from.
+
+    Parameters that differ from the defaults may have been found by any sweep that tried them, so they are taken to know what
+    the latest of those sweeps saw.
+    """
     seen_until = max(market.in_sample.last, champion.seen_until) if champion else market.in_sample.last
-    if not config.use_swept_parameters:
-        return make_strategy(name, **config.parameters), seen_until
-    if swept is None:
+    chosen = dict(config.parameters)
+    if not (config.use_swept_parameters or chosen):
+        return make_strategy(name), seen_until
+    if config.use_swept_parameters and swept is None:
         raise dg.Failure(
             f"use_swept_parameters: no sweep of {name} is stored; materialize backtests/parameter_sweep first.",
             allow_retries=False,
         )
-    chosen = {**json.loads(swept["parameters"]), **config.parameters}
-    return make_strategy(name, **chosen), max(seen_until, swept["session"])
+    if config.use_swept_parameters and swept is not None:
+        chosen = {**json.loads(swept["parameters"]), **chosen}
+    strategy = make_strategy(name, **chosen)
+    tried_until = store.seen_until(name, strategy.parameters)
+    return strategy, seen_until if tried_until is None else max(seen_until, tried_until)
 
 
 def _write(
@@ -423,25 +480,38 @@ def parameter_sweep(
     from quant_assets.backtests.sweep import TrialStore
 
     market = config.market(warehouse)
-    store = TrialStore(settings().home / "sweeps.db")
+    store = TrialStore(warehouse.home / SWEEPS_FILE)
     names = config.strategies or [name for name in STRATEGIES if space_path(name).exists()]
-    failed = [
-        row
-        for name in names
-        for row in _sweep(context, name, config, market, store, warehouse, registry, compute)
-    ]
+    failed: list[dict[str, object]] = []
+    found = {}
+    for name in names:
+        try:
+            found[name], errors = _sweep(context, name, config, market, store, warehouse, registry, compute)
+            failed += errors
+        except (ValueError, RegistryError) as error:  # every error of ours; the other strategies go on
+            context.log.error("%s: %s", name, error)
+            failed.append({"strategy": name, "parameters": "all", "error": str(error)})
+    # The trials before what was chosen from them, so that no reader finds a choice without its trials.
     trials = trial_table(store, CALENDAR)
     done = warehouse.write(tables.PARAMETER_SWEEP, trials, properties={"quant.run_id": context.run.run_id})
+    for name, rows in found.items():
+        _write(context, warehouse, name, rows)
     yield dg.AssetCheckResult(
         check_name="no_failed_trials",
         passed=not failed,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{len(failed)} trials failed, the others went on" if failed else None,
+        description=f"{len(failed)} failed, the others went on" if failed else None,
         metadata={"failed": markdown_table(failed)},
     )
+    if not found:
+        raise dg.Failure(
+            "no strategy could be swept: "
+            + "; ".join(f"{row['strategy']}: {row['error']}" for row in failed),
+            allow_retries=False,
+        )
     shown: dict[str, object] = {}
     chosen = []
-    for name in names:
+    for name in found:
         newest, view = newest_sweep(warehouse, name), sweep_view(warehouse, name)
         assert newest is not None
         assert view is not None
@@ -480,8 +550,8 @@ def _sweep(
     warehouse: Warehouse,
     registry: ModelRegistry,
     compute: Compute,
-) -> list[dict[str, object]]:
-    """Sweep and walk-forward of one strategy, stored; its failed trials."""
+) -> "tuple[dict[TableSpec, pa.Table], list[dict[str, object]]]":
+    """Sweep and walk-forward of one strategy: its rows by table, and its failed trials."""
     from quant_assets.backtests.inputs import Champion
     from quant_assets.backtests.portfolio import split_windows, walk_forward
     from quant_assets.backtests.results import sweep_tables
@@ -510,6 +580,7 @@ def _sweep(
         config.objective,
         costs=costs,
         account=account,
+        min_trades=config.min_trades,
         most_trials=config.most_trials,
     )
     if too_large:
@@ -556,8 +627,7 @@ def _sweep(
                 "%s: walk-forward step %d of %d", name, done, total
             ),
         )
-    _write(context, warehouse, name, sweep_tables(result, folds, store.count(name), CALENDAR))
-    return [
+    return sweep_tables(result, folds, store.counted(name), CALENDAR), [
         {"strategy": name, "parameters": json.dumps(trial.parameters), "error": trial.error}
         for trial in result.trials
         if trial.error
@@ -569,7 +639,7 @@ def _sweep(
     group_name=GROUP,
     description="HTML pages under QUANT_HOME/reports: a tear sheet per strategy (out of sample, dollars, net of costs), a page "
     "that compares all of them on the sessions that they share, JSON with every number beside them, and index.html. "
-    "Deflated Sharpe ratios count every trial that was ever run.",
+    "Deflated Sharpe ratios count every configuration that was ever tried.",
     deps=[dg.AssetKey([GROUP, name]) for name in (*STRATEGIES, "parameter_sweep")],
     kinds={"plotly"},
     owners=OWNERS,
@@ -583,8 +653,9 @@ def report(context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[Wareho
     from quant_assets.backtests.pages.report_index import write_index
     from quant_assets.backtests.pages.tear_sheet import write_tear_sheet
     from quant_assets.backtests.results import tear_sheets
+    from quant_assets.backtests.sweep import TrialStore
 
-    sheets = tear_sheets(warehouse, list(STRATEGIES))
+    sheets = tear_sheets(warehouse, list(STRATEGIES), TrialStore(warehouse.home / SWEEPS_FILE))
     if not sheets:
         raise dg.Failure(
             "no backtest is stored; materialize backtests/<strategy> (backtest_job) first.",

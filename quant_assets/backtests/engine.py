@@ -710,14 +710,14 @@ def _trade_table(bars: BarSeries, rows: np.ndarray) -> pa.Table:
     entry, exit_ = rows[:, _ENTRY].astype(int), rows[:, _EXIT].astype(int)
     entry_value = rows[:, _ENTRY_VALUE]
     columns: dict[str, Any] = {
-        "symbol": [bars.symbol] * len(rows),
-        "side": np.where(rows[:, _SIDE] > 0, "long", "short").tolist(),
+        "symbol": pa.repeat(bars.symbol, len(rows)),
+        "side": pa.array(["short", "long"]).take(pa.array((rows[:, _SIDE] > 0).astype(int))),
         "shares": rows[:, _ENTRY_SHARES],
         "entry_session": _dates(bars.sessions[entry]),
         "exit_session": _dates(bars.sessions[exit_]),
         "entry_price": entry_value / rows[:, _ENTRY_SHARES],
         "exit_price": rows[:, _EXIT_VALUE] / rows[:, _EXIT_SHARES],
-        "reason": [REASONS[int(code)] for code in rows[:, _REASON]],
+        "reason": pa.array(REASONS).take(pa.array(rows[:, _REASON].astype(int))),
         "pnl": rows[:, _PNL],
         "trade_return": rows[:, _PNL] / entry_value,
         "commission": rows[:, _COMMISSION],
@@ -731,9 +731,7 @@ def _trade_table(bars: BarSeries, rows: np.ndarray) -> pa.Table:
         "split_factor": rows[:, _SPLIT],
         "traded_value": rows[:, _TRADED],
     }
-    return pa.table(
-        {name: pa.array(columns[name], TRADE_SCHEMA.field(name).type) for name in TRADE_SCHEMA.names}
-    )
+    return pa.table(columns, schema=TRADE_SCHEMA)
 
 
 def _rejection_table(bars: BarSeries, rows: np.ndarray) -> pa.Table:

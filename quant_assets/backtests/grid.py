@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from numba import njit
 
 from quant_assets.backtests import engine
 from quant_assets.backtests.engine import Account, BacktestError, Costs
-from quant_assets.backtests.portfolio import Window, session_axis
+from quant_assets.backtests.portfolio import Window, session_axis, share_count
 from quant_assets.market.series import BarSeries
 from quant_assets.strategies.strategy import Rules
 
@@ -79,6 +80,7 @@ def simulate_sets(
     costs: Costs | None = None,
     account: Account | None = None,
     blocks: int = 16,
+    accounts: int | None = None,
 ) -> GridResult:
     """Simulate a handful of sets (one chunk) on all symbols.
 
@@ -87,7 +89,7 @@ def simulate_sets(
         decisions: by symbol, int8 of shape (sets, bars).
         rules: shape (sets, 6), see `rule_array`.
         window: sessions to trade.
-        costs, account: as in `run_backtest`.
+        costs, account, accounts: as in `run_backtest`.
         blocks: for the overfitting statistics; 0 for none.
 
     Raises:
@@ -96,11 +98,13 @@ def simulate_sets(
     costs = engine.check_costs(costs or Costs())
     account = engine.check_account(account or Account())
     axis = session_axis(series, window)
-    share = account._replace(initial_cash=account.initial_cash / len(series))
+    shares = share_count(series, accounts)
+    share = account._replace(initial_cash=account.initial_cash / shares)
     sets = len(rules)
     if blocks and axis.size - 1 < 2 * blocks:
         blocks = 0
-    total: np.ndarray | None = None
+    # Accounts are added as gains, as in `run_backtest`.
+    total = np.full((sets, axis.size), account.initial_cash) if shares > 1 else np.empty((0, 0))
     counts = np.zeros((sets, len(engine.TOTALS)))
     lookbacks = np.unique(rules[rules[:, 0] == 2, 5])
     lookback_of = np.minimum(np.searchsorted(lookbacks, rules[:, 5]), max(lookbacks.size - 1, 0))
@@ -112,8 +116,6 @@ def simulate_sets(
                 f"{symbol}: decisions of shape {rows.shape} for {sets} sets and {len(bars)} bars"
             )
         if first == last:
-            total = np.zeros((sets, axis.size)) if total is None else total
-            total += share.initial_cash
             continue
         volatility = (
             np.stack([engine.trailing_volatility(bars, int(k)) for k in lookbacks])
@@ -133,13 +135,11 @@ def simulate_sets(
             equity,
             counts,
         )
-        if total is None and len(part) == axis.size:
+        if shares == 1:  # the axis is its own
             total = equity
         else:
-            total = np.zeros((sets, axis.size)) if total is None else total
             at = np.searchsorted(part.sessions, axis, side="right") - 1
-            _add_on_axis(total, equity, at, share.initial_cash)
-    assert total is not None
+            _add_gains(total, equity, at, share.initial_cash)
     values = np.empty((sets, len(STATISTICS)))
     edges = block_edges(axis.size - 1, blocks)
     sums, squares = np.zeros((sets, max(blocks, 0))), np.zeros((sets, max(blocks, 0)))
@@ -180,8 +180,6 @@ def run_grid(
     Yields:
         (sets, result), in order.
     """
-    from joblib import Parallel, delayed
-
     chunks = [slice(i, min(i + chunk_sets, len(rules))) for i in range(0, len(rules), chunk_sets)]
 
     def work(chunk: slice) -> tuple[slice, GridResult]:
@@ -191,8 +189,8 @@ def run_grid(
     if jobs == 1:
         yield from map(work, chunks)
     else:
-        parallel = Parallel(n_jobs=jobs, backend="threading", return_as="generator", pre_dispatch="2*n_jobs")
-        yield from parallel(delayed(work)(chunk) for chunk in chunks)
+        with ThreadPoolExecutor(jobs) as pool:
+            yield from pool.map(work, chunks)
 
 
 def join_results(parts: Sequence[GridResult]) -> GridResult:
@@ -251,10 +249,11 @@ def _simulate_rows(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _add_on_axis(total, equity, at, before):  # type: ignore[no-untyped-def]
+def _add_gains(total, equity, at, share):  # type: ignore[no-untyped-def]
     for s in range(total.shape[0]):
         for t in range(at.size):
-            total[s, t] += before if at[t] < 0 else equity[s, at[t]]
+            if at[t] >= 0:
+                total[s, t] += equity[s, at[t]] - share
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -264,16 +263,10 @@ def _statistics(total, counts, initial, edges, values, sums, squares):  # type: 
     The returns may be far from 0 on average, so the variance is taken about the mean.
     """
     n = total.shape[1]
-    returns = np.zeros(n - 1)
+    returns = np.empty(n - 1)
     for s in range(total.shape[0]):
         path = total[s]
-        alive = 1
-        while alive < n and path[alive - 1] > 0.0:
-            alive += 1
-        for t in range(1, alive):
-            returns[t - 1] = path[t] / path[t - 1] - 1.0
-        returns[alive - 1 :] = 0.0
-        peak, depth, level = path[0], 0.0, path[0]
+        peak, depth, level, alive = path[0], 0.0, path[0], True
         mean, lowest, highest = 0.0, np.inf, -np.inf
         for t in range(1, n):
             level += path[t]
@@ -281,8 +274,11 @@ def _statistics(total, counts, initial, edges, values, sums, squares):  # type: 
                 peak = path[t]
             elif path[t] - peak < depth * peak:
                 depth = path[t] / peak - 1.0
-            mean += returns[t - 1]
-            lowest, highest = min(lowest, returns[t - 1]), max(highest, returns[t - 1])
+            gain = path[t] / path[t - 1] - 1.0 if alive else 0.0
+            alive = alive and path[t] > 0.0
+            mean += gain
+            lowest, highest = min(lowest, gain), max(highest, gain)
+            returns[t - 1] = gain
         mean /= n - 1
         squared = 0.0
         for b in range(edges.size - 1):

@@ -1,6 +1,6 @@
 """Figures of the layer `backtests`. Pure matplotlib; what to show, not where.
 
-The same things, interactive: `*_figures.py`. The tables behind both: `sheet.py`, `common_sessions.py`.
+The same things, interactive: `pages/*_figures.py`. The tables behind both: `pages/sheet.py`, `pages/common_sessions.py`.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 WON, LOST, GREY = COLORS[2], COLORS[1], COLORS[7]
 MOST_LINES = 60  # of the parallel coordinates, evenly spaced by the objective; more is only a blot
+ROLLING_SESSIONS = 126
 AROUND_SESSIONS = 20  # drawn before the first trade and after the last
 
 
@@ -70,6 +71,69 @@ def equity_figure(sessions: np.ndarray, curves: Mapping[str, np.ndarray]) -> Fig
         ax.tick_params(labelsize=8)
         ax.grid(axis="y", color="#e6e6e6", lw=0.6)
     date_axis(bottom)
+    return figure
+
+
+def risk_figure(sessions: np.ndarray, equity: np.ndarray, invested: np.ndarray, gross: np.ndarray) -> Figure:
+    """What the returns are like: by year, their distribution, rolling Sharpe ratio and volatility, exposure, drawdowns.
+
+    Args:
+        sessions: `datetime64[D]`, shape (n,).
+        equity, invested, gross: dollars, shape (n,), see `portfolio.Backtest`.
+    """
+    figure = new_figure(9, 6.6)
+    (by_year, spread), (ratio, swing), (held, falls) = figure.subplots(3, 2)
+    years, _, totals = monthly_returns(sessions, equity)
+    by_year.bar([str(year) for year in years], 100 * totals, color=np.where(totals < 0, LOST, COLORS[0]))
+    by_year.tick_params(axis="x", rotation=45 if len(years) > 8 else 0)
+    returns = statistics.period_returns(equity)
+    spread.hist(100 * returns, bins=60, color=COLORS[5])
+    for value, style in (
+        (statistics.value_at_risk(returns), "--"),
+        (statistics.conditional_value_at_risk(returns), "-"),
+    ):
+        if np.isfinite(value):
+            spread.axvline(100 * value, color=LOST, lw=1, ls=style)
+    if returns.size > ROLLING_SESSIONS:
+        windows = np.lib.stride_tricks.sliding_window_view(returns, ROLLING_SESSIONS)
+        days = sessions[ROLLING_SESSIONS:]
+        ratio.plot(days, [statistics.sharpe_ratio(window) for window in windows], color=COLORS[0], lw=0.9)
+        swing.plot(days, [100 * statistics.volatility(window) for window in windows], color=COLORS[1], lw=0.9)
+    else:
+        for ax in (ratio, swing):
+            ax.text(
+                0.5, 0.5, f"{returns.size} returns: too few", ha="center", transform=ax.transAxes, fontsize=8
+            )
+    alive = np.where(equity > 0, equity, np.nan)
+    held.fill_between(sessions, 100 * gross / alive, color="#9fb8c8", alpha=0.5, lw=0, label="gross")
+    held.plot(sessions, 100 * invested / alive, color=COLORS[0], lw=0.7, label="net")
+    held.legend(fontsize=7, frameon=False, ncols=2, loc="upper left")
+    falls.plot(sessions, 100 * statistics.drawdown_path(equity), color=GREY, lw=0.7)
+    for rank, fall in enumerate(statistics.drawdowns(equity, sessions), start=1):
+        ends = np.datetime64(fall.end) if fall.end else sessions[-1]
+        falls.axvspan(np.datetime64(fall.start), ends, color=LOST, alpha=0.10, lw=0)
+        falls.annotate(
+            str(rank),
+            (np.datetime64(fall.valley), 100 * fall.depth),
+            fontsize=8,
+            ha="center",
+            va="top",
+            color=LOST,
+        )
+    for ax, title in (
+        (by_year, "return of the year, %"),
+        (spread, "returns of a session, %; dashed VaR, solid CVaR (95 %)"),
+        (ratio, f"Sharpe ratio of {ROLLING_SESSIONS} sessions, annual"),
+        (swing, f"volatility of {ROLLING_SESSIONS} sessions, annual %"),
+        (held, "positions, % of equity"),
+        (falls, "below the peak, %; the five deepest drawdowns"),
+    ):
+        ax.set_title(title, fontsize=8, loc="left")
+        ax.tick_params(labelsize=7)
+        ax.grid(axis="y", color="#e6e6e6", lw=0.6)
+        if ax not in (by_year, spread):
+            ax.axhline(0, color="black", lw=0.5)
+            date_axis(ax)
     return figure
 
 

@@ -49,7 +49,7 @@ class Backtest:
         window: what was asked for.
         sessions: `datetime64[D]`, shape (sessions,): every session of the window on which any symbol has a bar.
         equity: dollars at each close, shape (sessions,), all accounts together. An account whose symbol has no bar
-            (yet, or any more) stands at its last value.
+            (yet, or any more) stands still at its last value and earns no interest.
         invested: market value of all positions at each close, dollars, shape (sessions,); shorts count negative.
         gross: the same with shorts counted positive.
         simulations: by symbol; symbols without a bar in the window have none.
@@ -100,6 +100,7 @@ def run_backtest(
     probability: Mapping[str, np.ndarray] | None = None,
     costs: Costs | None = None,
     account: Account | None = None,
+    accounts: int | None = None,
 ) -> Backtest:
     """Run a strategy on every symbol.
 
@@ -110,6 +111,8 @@ def run_backtest(
         probability: by symbol, shape (bars, 2); needed by strategies with a `model`.
         costs: costs.
         account: money of the whole; every symbol gets an equal share.
+        accounts: into how many shares the money is split, when more symbols were declared than have bars by now; the
+            shares of the others stay in cash. Who is listed later must not change what is bet today.
 
     Raises:
         BacktestError: no session in the window.
@@ -117,19 +120,25 @@ def run_backtest(
     """
     account = account or Account()
     axis = session_axis(series, window)
-    share = account._replace(initial_cash=account.initial_cash / len(series))
-    equity, invested, gross = np.zeros(axis.size), np.zeros(axis.size), np.zeros(axis.size)
+    shares = share_count(series, accounts)
+    share = account._replace(initial_cash=account.initial_cash / shares)
+    # Accounts are added as gains on their share, in which an idle one is exactly 0: the sum has the same bits whether a
+    # symbol is not listed yet or not there at all.
+    equity = np.full(axis.size, float(account.initial_cash))
+    invested, gross = np.zeros(axis.size), np.zeros(axis.size)
     simulations = {}
     for symbol, bars in series.items():
         first = bars.position(window.first)
         last = bars.position(window.last + dt.timedelta(days=1))
         if first == last:
-            equity += share.initial_cash
             continue
         decisions = strategy.decide(bars, (probability or {}).get(symbol))
         done = simulate(bars, decisions, strategy.rules, costs, share, first, last)
         simulations[symbol] = done
-        equity += on_axis(axis, done.sessions, done.equity, share.initial_cash)
+        if shares == 1:
+            equity = on_axis(axis, done.sessions, done.equity, share.initial_cash)
+        else:
+            equity += on_axis(axis, done.sessions, done.equity - share.initial_cash, 0.0)
         value = on_axis(axis, done.sessions, done.shares * bars.close[first:last], 0.0)
         invested += value
         gross += np.abs(value)
@@ -149,6 +158,13 @@ def run_backtest(
         sum(s.interest for s in simulations.values()),
         account.initial_cash,
     )
+
+
+def share_count(series: Mapping[str, BarSeries], accounts: int | None) -> int:
+    """Into how many equal shares the money is split."""
+    if accounts is not None and accounts < len(series):
+        raise BacktestError(f"accounts = {accounts} is less than the {len(series)} symbols with bars")
+    return accounts or len(series)
 
 
 def on_axis(axis: np.ndarray, sessions: np.ndarray, values: np.ndarray, before: float) -> np.ndarray:

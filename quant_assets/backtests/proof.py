@@ -25,7 +25,7 @@ def truncation_problems(
     probability: Callable[[Mapping[str, BarSeries]], Mapping[str, np.ndarray]] | None,
     costs: Costs,
     account: Account,
-    decision_cuts: int = 48,
+    decision_cuts: int = 300,
     account_cuts: int = 6,
 ) -> list[dict[str, object]]:
     """Cut all inputs at several sessions, run again, and compare everything up to each cut bit for bit.
@@ -37,15 +37,17 @@ def truncation_problems(
         run: the backtest on all data.
         strategy, series, costs, account: what it was run with.
         probability: series -> probabilities, for strategies with a model.
-        decision_cuts: sessions at which the decisions are compared, evenly over the window, the first one included.
-        account_cuts: sessions at which the accounts are compared.
+        decision_cuts: at most so many sessions at which the decisions are compared: those on which decisions change and
+            those before them, because a decision that peeked is there with the later data and not without; where there
+            are more, evenly spread.
+        account_cuts: sessions at which the accounts are compared, evenly over the window.
 
     Returns:
         One row per difference: `cut` and `what`. Empty: no look-ahead was found.
     """
     problems: list[dict[str, object]] = []
     whole = _decisions(strategy, series, probability)
-    for cut in _evenly(run.sessions, decision_cuts):
+    for cut in _evenly(_telling(run, series, whole), decision_cuts):
         ends = {s: bars.position(cut + dt.timedelta(days=1)) for s, bars in series.items()}
         past = {s: bars.cut(0, ends[s]) for s, bars in series.items() if ends[s]}
         for symbol, decisions in _decisions(strategy, past, probability).items():
@@ -54,11 +56,8 @@ def truncation_problems(
                 first = past[symbol].sessions[int(np.argmin(decisions == before))]
                 problems.append({"cut": str(cut), "what": f"decisions on {symbol} differ from {first} on"})
     for cut in _evenly(run.sessions, account_cuts):
-        # A symbol that is listed later keeps its first bar, so that the money is split alike; that bar lies after the
-        # window and is never simulated.
-        past = {
-            s: bars.cut(0, max(bars.position(cut + dt.timedelta(days=1)), 1)) for s, bars in series.items()
-        }
+        ends = {s: bars.position(cut + dt.timedelta(days=1)) for s, bars in series.items()}
+        past = {s: bars.cut(0, ends[s]) for s, bars in series.items() if ends[s]}
         again = run_backtest(
             strategy,
             past,
@@ -66,6 +65,7 @@ def truncation_problems(
             probability(past) if probability else None,
             costs,
             account,
+            len(series),
         )
         for name in ("sessions", "equity", "invested", "gross"):
             now, then = getattr(again, name), getattr(run, name)[: len(again.sessions)]
@@ -81,6 +81,18 @@ def truncation_problems(
                 }
             )
     return problems
+
+
+def _telling(
+    run: Backtest, series: Mapping[str, BarSeries], decisions: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Sessions of the window on which decisions change, and the sessions before them."""
+    wanted = [run.sessions[:1]]
+    for symbol, bars in series.items():
+        changes = np.flatnonzero(np.diff(decisions[symbol], prepend=decisions[symbol][:1]))
+        wanted.append(bars.sessions[np.concatenate([changes, changes[changes > 0] - 1])])
+    sessions = np.unique(np.concatenate(wanted))
+    return sessions[(sessions >= run.sessions[0]) & (sessions <= run.sessions[-1])]
 
 
 def _evenly(sessions: np.ndarray, count: int) -> list[dt.date]:

@@ -7,6 +7,7 @@ how a page looks (`pages`).
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quant_assets.backtests import statistics, tables
+from quant_assets.backtests.engine import BacktestError
 from quant_assets.backtests.grid import STATISTICS
 from quant_assets.backtests.pages.sheet import SweepView, TearSheet
 from quant_assets.backtests.portfolio import Backtest, on_axis
@@ -49,12 +51,18 @@ def backtest_tables(
         spec: [] for spec in (tables.EQUITY, tables.POSITIONS, tables.TRADES, tables.REJECTED_ORDERS)
     }
     rows = []
+    # The same inputs give the same identity; rows with another one were written by another run.
+    identity = json.dumps(
+        [dict(facts), [[w, str(r.window.first), str(r.window.last)] for w, r in runs.items()]]
+    )
+    result = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
     for window, run in runs.items():
 
         def dated(table: pa.Table, label: str = window) -> pa.Table:
             days = table["session"].to_pylist()
             return (
                 table.append_column("strategy", pa.array([strategy] * len(days), pa.string()))
+                .append_column("result", pa.array([result] * len(days), pa.string()))
                 .append_column("window", pa.array([label] * len(days), pa.string()))
                 .append_column("available_at", _closes(days, calendar))
             )
@@ -84,6 +92,7 @@ def backtest_tables(
             {
                 "strategy": strategy,
                 "window": window,
+                "result": result,
                 "session": run.window.last,
                 "available_at": calendar.close(run.window.last),
                 "first_session": run.window.first,
@@ -97,9 +106,9 @@ def backtest_tables(
 
 
 def sweep_tables(
-    result: SweepResult, folds: Sequence[FoldResult], trials_ever: int, calendar: TradingCalendar
+    result: SweepResult, folds: Sequence[FoldResult], counted: tuple[int, float], calendar: TradingCalendar
 ) -> dict[TableSpec, pa.Table]:
-    """The rows of one strategy's newest sweep and walk-forward, by table."""
+    """The rows of one strategy's newest sweep and walk-forward, by table; `counted` is `TrialStore.counted`."""
     sweep, best = result.sweep, result.best
     blocks = result.blocks()
     overfitting = None if blocks is None else statistics.backtest_overfitting_probability(*blocks).pbo
@@ -112,11 +121,11 @@ def sweep_tables(
         "method": sweep.method,
         "objective": sweep.objective,
         "parameters": json.dumps(best.parameters),
-        "objective_value": best.values[sweep.objective],
+        "objective_value": _or_none(best.values[sweep.objective]),
         "trials": len(result.complete),
         "failed": len(result.trials) - len(result.complete),
-        "trials_ever": trials_ever,
-        "sharpe_variance": _or_none(result.sharpe_variance),
+        "trials_ever": counted[0],
+        "sharpe_variance": _or_none(counted[1]),
         "overfitting_probability": _or_none(overfitting),
     }
     steps, equity = [], []
@@ -131,9 +140,9 @@ def sweep_tables(
                 "train_first": fold.fold.train.first,
                 "train_last": fold.fold.train.last,
                 "test_first": fold.fold.test.first,
-                "parameters": json.dumps(fold.chosen.parameters),
+                "parameters": json.dumps(fold.chosen.parameters if fold.chosen else {}),
                 "objective": sweep.objective,
-                "in_sample": _or_none(fold.chosen.values[sweep.objective]),
+                "in_sample": _or_none(fold.chosen.values[sweep.objective]) if fold.chosen else None,
                 "out_of_sample": _or_none(objective_of(fold.test, sweep.objective)),
                 "total_return": float(fold.test.equity[-1] / fold.test.equity[0] - 1),
                 "trials": fold.trials,
@@ -207,7 +216,12 @@ def sweep_view(warehouse: Warehouse, strategy: str) -> SweepView | None:
     if newest is None:
         return None
     stored = warehouse.read(tables.PARAMETER_SWEEP)
-    stored = stored.filter(pc.equal(stored["study"], newest["study"])).sort_by("number")
+    # A longer search with the same seed shares the study: what this sweep asked for comes first in it.
+    mine = pc.and_(
+        pc.equal(stored["study"], newest["study"]),
+        pc.less(stored["number"], newest["trials"] + newest["failed"]),
+    )
+    stored = stored.filter(mine).sort_by("number")
     parameters = [json.loads(text) for text in stored["parameters"].to_pylist()]
     # The names of the sweep itself: the file with the space may have changed since.
     names = tuple(json.loads(newest["parameters"]))
@@ -245,8 +259,12 @@ def _or_none(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def tear_sheets(warehouse: Warehouse, strategies: Sequence[str]) -> list[TearSheet]:
-    """The pages of all strategies that have a stored backtest, read from the tables, in the given order."""
+def tear_sheets(warehouse: Warehouse, strategies: Sequence[str], store: TrialStore) -> list[TearSheet]:
+    """The pages of all strategies that have a stored backtest, read from the tables, in the given order.
+
+    Raises:
+        BacktestError: the tables hold rows of two different runs, because one was killed while it wrote.
+    """
     stored = {name: warehouse.read(tables.RUNS, only=name).to_pylist() for name in strategies}
     curves = {
         name: _out_of_sample(warehouse.read(tables.EQUITY, only=name))
@@ -262,8 +280,14 @@ def tear_sheets(warehouse: Warehouse, strategies: Sequence[str]) -> list[TearShe
         if run["symbols"] not in bars:
             bars[run["symbols"]] = bar_series(warehouse.read(BARS), symbols)
         sessions = curve["session"].to_numpy().astype("datetime64[D]")
-        newest = newest_sweep(warehouse, name)
-        counted = (max(newest["trials_ever"], 1), newest["sharpe_variance"]) if newest else (1, None)
+        trades = _out_of_sample(warehouse.read(tables.TRADES, only=name))
+        for table in (curve, trades):
+            if set(table["result"].unique().to_pylist()) - {run["result"]}:
+                raise BacktestError(
+                    f"the tables hold rows of two runs of {name}: one was ended while it wrote. Materialize "
+                    f"backtests/{name} again."
+                )
+        counted = trials_of(name, store, run["model_version"])
         summaries = {
             # Trials that were run after the backtest count as well.
             window: statistics.recounted(json.loads(row["statistics"]), *counted)
@@ -279,6 +303,11 @@ def tear_sheets(warehouse: Warehouse, strategies: Sequence[str]) -> list[TearShe
                 f"Probabilities of {run['model']} version {run['model_version']}, which was trained on sessions before this "
                 "window alone."
             )
+            if run["model_version"] > 1:
+                notes.append(
+                    f"It was chosen among {run['model_version']} versions by their log loss on sessions of this window; "
+                    "each of them counts as a trial."
+                )
         sheets.append(
             TearSheet(
                 strategy=name,
@@ -295,7 +324,7 @@ def tear_sheets(warehouse: Warehouse, strategies: Sequence[str]) -> list[TearShe
                     for other in YARDSTICKS
                     if other in curves and other != name
                 },
-                trades=_out_of_sample(warehouse.read(tables.TRADES, only=name)),
+                trades=trades,
                 rejected=_out_of_sample(warehouse.read(tables.REJECTED_ORDERS, only=name)),
                 bars=bars[run["symbols"]],
                 cost_sensitivity=json.loads(run["cost_sensitivity"]),
@@ -306,6 +335,19 @@ def tear_sheets(warehouse: Warehouse, strategies: Sequence[str]) -> list[TearShe
             )
         )
     return sheets
+
+
+def trials_of(strategy: str, store: TrialStore, model_version: int | None) -> tuple[int, float | None]:
+    """(trials, variance of their annual Sharpe ratios) that a strategy's Sharpe ratio is deflated by.
+
+    Yardsticks are not chosen from anything. Each earlier version of a model counts as a trial more: the one that serves was
+    chosen among them by its out-of-sample log loss, on sessions that the backtest trades.
+    """
+    if strategy in YARDSTICKS:
+        return 1, None
+    trials, variance = store.counted(strategy)
+    trials += max((model_version or 1) - 1, 0)
+    return trials, None if math.isnan(variance) else variance
 
 
 def _out_of_sample(rows: pa.Table) -> pa.Table:

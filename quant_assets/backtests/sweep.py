@@ -19,20 +19,20 @@ import math
 import sqlite3
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from quant_assets.backtests import engine, grid
+from quant_assets.backtests import engine, grid, portfolio, statistics
 from quant_assets.backtests.engine import Account, Costs
 from quant_assets.backtests.grid import STATISTICS, rule_array, simulate_sets
 from quant_assets.backtests.portfolio import Backtest, Fold, Window, run_backtest
 from quant_assets.backtests.space import Space
 from quant_assets.market.series import ARRAYS, BarSeries
-from quant_assets.strategies import indicators, strategy_class
+from quant_assets.strategies import indicators, make_strategy, strategy_class
 from quant_assets.strategies import strategy as rules_module
 from quant_assets.strategies.strategy import Rules, Strategy
 from quant_resources.compute import Compute
@@ -85,6 +85,7 @@ class Sweep:
         window: the sessions that may be used.
         fixed: parameters that are not swept but differ from their defaults.
         costs, account: as in `run_backtest`.
+        min_trades: a set with fewer trades is not chosen: a ratio of two trades is luck.
         most_trials: largest grid.
     """
 
@@ -98,6 +99,7 @@ class Sweep:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
     account: Account = field(default_factory=Account)
+    min_trades: int = 0
     most_trials: int = 20_000
 
     def __post_init__(self) -> None:
@@ -110,11 +112,12 @@ class Sweep:
         if both := sorted(set(self.fixed) & set(self.space.names)):
             raise SweepError(f"{', '.join(both)} is both fixed and swept")
 
-    def study(self, data: str) -> dict[str, Any]:
+    def study(self, data: str, symbols: Sequence[str]) -> dict[str, Any]:
         """What identifies the sweep, JSON-serializable.
 
         Args:
             data: identity of bars and probabilities, see `data_identity`.
+            symbols: declared, listed already or not.
         """
         return {
             "strategy": self.strategy,
@@ -132,6 +135,7 @@ class Sweep:
             "fixed": dict(self.fixed),
             "costs": self.costs._asdict(),
             "account": self.account._asdict(),
+            "symbols": sorted(symbols),
             "data": data,
             "code": code_identity(self.strategy),
         }
@@ -158,32 +162,40 @@ class SweepResult:
         """Trials that did not fail."""
         return [t for t in self.trials if not t.error]
 
+    def _worth(self, trial: Trial) -> float:
+        name = self.sweep.objective
+        # A profit factor without a loss has no number, and nothing is better.
+        spotless = name == "profit_factor" and trial.values["total_return"] > 0
+        return math.inf if spotless and math.isnan(trial.values[name]) else trial.values[name]
+
+    @property
+    def _choosable(self) -> list[Trial]:
+        enough = [t for t in self.complete if t.values["trades"] >= self.sweep.min_trades]
+        return [t for t in enough if not math.isnan(self._worth(t))]
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether any trial can be chosen."""
+        return bool(self._choosable)
+
     @property
     def best(self) -> Trial:
         """Best by the objective; the earlier one of equals.
 
         Raises:
-            SweepError: no trial has a defined objective.
+            SweepError: no trial has a defined objective and enough trades.
         """
-        name = self.sweep.objective
-        defined = [t for t in self.complete if math.isfinite(t.values[name])]
-        if not defined:
+        if not self.can_choose:
             failed = [t for t in self.trials if t.error]
             why = (
                 f"{len(failed)} failed, the first with {failed[0].parameters}: {failed[0].error.splitlines()[-1]}"
                 if failed
-                else f"none has a defined {name} (no trade?)"
+                else f"none has a defined {self.sweep.objective} and at least {self.sweep.min_trades} trades"
             )
             raise SweepError(
                 f"of {len(self.trials)} trials of {self.sweep.strategy} none can be chosen: {why}"
             )
-        return max(defined, key=lambda t: (t.values[name], -t.number))
-
-    @property
-    def sharpe_variance(self) -> float:
-        """Variance (ddof 1) of the annual Sharpe ratios of all complete trials, NaN for fewer than two."""
-        sharpes = [t.values["sharpe"] for t in self.complete if math.isfinite(t.values["sharpe"])]
-        return float(np.var(sharpes, ddof=1)) if len(sharpes) > 1 else math.nan
+        return max(self._choosable, key=lambda t: (self._worth(t), -t.number))
 
     def blocks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """(sums, squares) of shape (blocks, trials) and counts (blocks,), as CSCV takes them; None when too few."""
@@ -207,7 +219,7 @@ class TrialStore:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(self._connect()) as connection, connection:
+        with self._transaction() as connection:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS studies (key TEXT PRIMARY KEY, strategy TEXT NOT NULL, scope TEXT NOT NULL, "
                 "description TEXT NOT NULL, created_at TEXT NOT NULL)"
@@ -218,19 +230,27 @@ class TrialStore:
                 "PRIMARY KEY (study, parameters))"
             )
 
-    def _connect(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.path, timeout=60)
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
+                yield connection
+        except sqlite3.OperationalError as error:
+            raise SweepError(
+                f"finished trials in {self.path} cannot be read or written: {error}. Free space or permissions there, or "
+                "end the process that holds the file; nothing that was recorded is lost."
+            ) from error
 
     def open_study(self, description: Mapping[str, Any], scope: str) -> str:
         """The key of a study, entered when it is new.
 
         Args:
             description: see `Sweep.study`.
-            scope: what it was for: `in_sample` or a fold of a walk-forward.
+            scope: what it was for: `in_sample`, `backtest`, or a fold of a walk-forward.
         """
         text = json.dumps(description, sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:24]
-        with closing(self._connect()) as connection, connection:
+        with self._transaction() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO studies VALUES (?, ?, ?, ?, ?)",
                 (key, str(description["strategy"]), scope, text, dt.datetime.now(dt.UTC).isoformat()),
@@ -239,7 +259,7 @@ class TrialStore:
 
     def finished(self, study: str) -> dict[str, Trial]:
         """Trials by `parameter_key`."""
-        with closing(self._connect()) as connection:
+        with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT parameters, content FROM trials WHERE study = ?", (study,)
             ).fetchall()
@@ -248,27 +268,68 @@ class TrialStore:
     def record(self, study: str, trials: Sequence[Trial]) -> None:
         """Remember trials, all or none of them."""
         now = dt.datetime.now(dt.UTC).isoformat()
-        with closing(self._connect()) as connection, connection:
+        with self._transaction() as connection:
             connection.executemany(
                 "INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?, ?)",
                 [(study, parameter_key(t.parameters), t.number, _to_json(t), now) for t in trials],
             )
 
-    def count(self, strategy: str) -> int:
-        """Distinct parameter sets that were ever evaluated for a strategy, failed ones left out."""
-        with closing(self._connect()) as connection:
-            rows = connection.execute(
-                "SELECT trials.parameters, content FROM trials JOIN studies ON study = key WHERE strategy = ?",
-                (strategy,),
-            ).fetchall()
-        return len({key for key, content in rows if not json.loads(content)["error"]})
+    def counted(self, strategy: str) -> tuple[int, float]:
+        """(trials, variance of their annual Sharpe ratios): what the deflated Sharpe ratio of a strategy is deflated by.
 
-    def everything(self) -> Iterator[tuple[str, str, dict[str, Any], str, Trial]]:
-        """(study, scope, description, finished_at, trial) of every trial that was ever counted, oldest study first."""
-        with closing(self._connect()) as connection:
+        A trial is a configuration: all parameters, costs, account and symbols. Every one that was ever evaluated counts
+        once, by whatever sweep, walk-forward or backtest, on whatever window, also with code that has changed since. Not
+        counted are failed ones and ones that never traded: they have no Sharpe ratio, so neither number knows them. Where a
+        configuration was evaluated several times, its newest in-sample Sharpe ratio goes into the variance, else that of
+        its backtest, else that of a fold.
+
+        Trials are counted as if they were independent. Neighbouring sets are not, so the Sharpe ratio that luck explains
+        is rather too high than too low.
+
+        Returns:
+            At least one trial; the variance (ddof 1) is NaN below two.
+        """
+        best: dict[str, tuple[int, float]] = {}
+        for _, scope, description, _, trial in self.everything(strategy):
+            sharpe = trial.values.get("sharpe", math.nan)
+            if trial.error or not math.isfinite(sharpe):
+                continue
+            key = parameter_key(
+                {
+                    "parameters": all_parameters(strategy, {**description["fixed"], **trial.parameters}),
+                    **{name: description[name] for name in ("costs", "account", "symbols")},
+                }
+            )
+            rank = {"in_sample": 2, "backtest": 1}.get(scope, 0)
+            if key not in best or rank >= best[key][0]:
+                best[key] = (rank, sharpe)
+        sharpes = [sharpe for _, sharpe in best.values()]
+        return max(len(sharpes), 1), float(np.var(sharpes, ddof=1)) if len(sharpes) > 1 else math.nan
+
+    def seen_until(self, strategy: str, parameters: Mapping[str, Any]) -> dt.date | None:
+        """Last session of any sweep (folds left out) that evaluated these parameters; None when none did.
+
+        Args:
+            strategy: name.
+            parameters: all of them.
+        """
+        ends = [
+            dt.date.fromisoformat(description["window"][1])
+            for _, scope, description, _, trial in self.everything(strategy)
+            if scope == "in_sample"
+            and all_parameters(strategy, {**description["fixed"], **trial.parameters}) == parameters
+        ]
+        return max(ends, default=None)
+
+    def everything(
+        self, strategy: str | None = None
+    ) -> Iterator[tuple[str, str, dict[str, Any], str, Trial]]:
+        """(study, scope, description, finished_at, trial) of every trial that was ever run, oldest study first."""
+        with self._transaction() as connection:
             rows = connection.execute(
                 "SELECT study, scope, description, finished_at, content FROM trials JOIN studies ON study = key "
-                "ORDER BY studies.rowid, number"
+                "WHERE ? IS NULL OR strategy = ? ORDER BY studies.rowid, number",
+                (strategy, strategy),
             ).fetchall()
         for study, scope, description, finished_at, content in rows:
             yield study, scope, json.loads(description), finished_at, _from_json(content)
@@ -277,6 +338,12 @@ class TrialStore:
 def parameter_key(parameters: Mapping[str, Any]) -> str:
     """The identity of a parameter set."""
     return json.dumps(dict(parameters), sort_keys=True)
+
+
+def all_parameters(strategy: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given parameters and the defaults of the others, by name."""
+    cls = strategy_class(strategy)
+    return {f.name: given.get(f.name, f.default) for f in fields(cls)}
 
 
 def _to_json(trial: Trial) -> str:
@@ -321,11 +388,41 @@ def data_identity(
 def code_identity(strategy: str) -> str:
     """A hash of the code that a simulation runs through, 16 hex digits: results of older code are not reused."""
     module = importlib.import_module(strategy_class(strategy).__module__)
-    files = {module.__file__, indicators.__file__, rules_module.__file__, engine.__file__, grid.__file__}
+    ours = (indicators, rules_module, engine, grid, portfolio)
+    files = {module.__file__, __file__, *(m.__file__ for m in ours)}
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(str(f) for f in files):
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()
+
+
+def record_backtest(
+    store: TrialStore, run: Backtest, costs: Costs, account: Account, symbols: Sequence[str], data: str
+) -> None:
+    """Remember a backtest as a trial: parameters that were tried by hand count as those of a sweep do."""
+    description = {
+        "strategy": run.strategy,
+        "method": "backtest",
+        "window": [str(run.window.first), str(run.window.last)],
+        "fixed": {},
+        "costs": costs._asdict(),
+        "account": account._asdict(),
+        "symbols": sorted(symbols),
+        "data": data,
+        "code": code_identity(run.strategy),
+    }
+    study = store.open_study(description, "backtest")
+    returns = statistics.period_returns(run.equity)
+    values = {
+        "total_return": statistics.total_return(run.equity),
+        "sharpe": statistics.sharpe_ratio(returns),
+        "volatility": statistics.volatility(returns),
+        "max_drawdown": statistics.max_drawdown(run.equity),
+        "final_equity": float(run.equity[-1]),
+        "trades": float(run.trades.num_rows),
+        "rejected": float(run.rejected.num_rows),
+    }
+    store.record(study, [Trial(0, run.parameters, values)])
 
 
 @dataclass(frozen=True)
@@ -340,6 +437,7 @@ class _Chunk:
     window: Window
     costs: Costs
     account: Account
+    accounts: int
 
 
 def _evaluate(chunk: _Chunk) -> list[Trial]:
@@ -382,6 +480,7 @@ def _evaluate(chunk: _Chunk) -> list[Trial]:
             chunk.window,
             chunk.costs,
             chunk.account,
+            accounts=chunk.accounts,
         )
         counts = tuple(int(c) for c in result.block_counts)
         for at, (number, parameters) in enumerate(good):
@@ -421,8 +520,9 @@ def run_sweep(
         SpaceError: the space is empty or too large.
         BacktestError: the window holds no session.
     """
+    symbols = sorted(series)
     series, probability = _until(series, probability, sweep.window.last)
-    study = store.open_study(sweep.study(data_identity(series, probability)), scope)
+    study = store.open_study(sweep.study(data_identity(series, probability), symbols), scope)
     # A trial that failed is tried again: what was wrong may have been mended since.
     found = {key: trial for key, trial in store.finished(study).items() if not trial.error}
     known = dict(found)
@@ -430,7 +530,15 @@ def run_sweep(
 
     def chunk(sets: list[tuple[int, dict[str, Any]]]) -> _Chunk:
         return _Chunk(
-            cls, sets, dict(sweep.fixed), series, probability, sweep.window, sweep.costs, sweep.account
+            cls,
+            sets,
+            dict(sweep.fixed),
+            series,
+            probability,
+            sweep.window,
+            sweep.costs,
+            sweep.account,
+            len(symbols),
         )
 
     def work(sets: list[tuple[int, dict[str, Any]]], size: int, total: int) -> None:
@@ -524,13 +632,13 @@ class FoldResult:
 
     Attributes:
         fold: windows.
-        chosen: best trial of the training window.
+        chosen: best trial of the training window; None when none can be chosen (nothing traded): the fold stays in cash.
         trials: sets evaluated there.
         test: the chosen parameters on the test window, with the money that the step before left.
     """
 
     fold: Fold
-    chosen: Trial
+    chosen: Trial | None
     trials: int
     test: Backtest
 
@@ -547,7 +655,8 @@ def run_walk_forward(
     """Choose on each training window alone, trade the next window, carry the money on.
 
     Positions do not cross from one test window to the next: what is still held at a window's end is marked at its last
-    close.
+    close, without exit costs, and the next window starts flat and waits for its own entry. So the chained equity says what
+    the *choice* of parameters is worth; it is not the record of one account that traded through.
 
     Args:
         sweep: method, space, objective; its window is replaced by each fold's training window.
@@ -561,10 +670,14 @@ def run_walk_forward(
         searched = run_sweep(
             replace(sweep, window=fold.train), series, store, compute, probability, scope=f"fold {step}"
         )
-        best = searched.best
-        strategy = strategy_class(sweep.strategy).create(**sweep.fixed, **best.parameters)
+        best = searched.best if searched.can_choose else None
+        strategy = (
+            make_strategy("flat")
+            if best is None
+            else strategy_class(sweep.strategy).create(**sweep.fixed, **best.parameters)
+        )
         known, known_probability = _until(series, probability, fold.test.last)
-        test = run_backtest(strategy, known, fold.test, known_probability, sweep.costs, account)
+        test = run_backtest(strategy, known, fold.test, known_probability, sweep.costs, account, len(series))
         results.append(FoldResult(fold, best, len(searched.complete), test))
         account = account._replace(initial_cash=float(test.equity[-1]))
         if progress:

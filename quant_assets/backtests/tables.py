@@ -10,6 +10,9 @@ from quant_resources.iceberg import Column, TableSpec
 
 STRATEGY = Column("strategy", "string", "strategy", required=True)
 WINDOW = Column("window", "string", "in_sample or out_of_sample", required=True)
+RESULT = Column(
+    "result", "string", "identity of the run's inputs; equal in all tables of one run", required=True
+)
 _PARAMETERS = Column("parameters", "string", "parameters, JSON", required=True)
 
 RUNS = TableSpec(
@@ -18,6 +21,7 @@ RUNS = TableSpec(
     columns=(
         STRATEGY,
         WINDOW,
+        RESULT,
         Column("session", "date", "last session of the window", required=True),
         AVAILABLE_AT,
         Column("first_session", "date", "first session of the window", required=True),
@@ -50,6 +54,7 @@ EQUITY = TableSpec(
     columns=(
         STRATEGY,
         WINDOW,
+        RESULT,
         SESSION,
         AVAILABLE_AT,
         Column("equity", "double", "cash and positions, dollars", required=True),
@@ -69,6 +74,7 @@ POSITIONS = TableSpec(
     columns=(
         STRATEGY,
         WINDOW,
+        RESULT,
         SYMBOL,
         SESSION,
         AVAILABLE_AT,
@@ -88,6 +94,7 @@ TRADES = TableSpec(
     columns=(
         STRATEGY,
         WINDOW,
+        RESULT,
         SYMBOL,
         Column(
             "session", "date", "session of the exit (the last one of the window while open)", required=True
@@ -131,6 +138,7 @@ REJECTED_ORDERS = TableSpec(
     columns=(
         STRATEGY,
         WINDOW,
+        RESULT,
         SYMBOL,
         SESSION,
         AVAILABLE_AT,
@@ -154,8 +162,8 @@ PARAMETER_SWEEP = TableSpec(
     columns=(
         Column("study", "string", "identity of the sweep: space, data, code, costs, window", required=True),
         STRATEGY,
-        Column("scope", "string", "in_sample, or the fold of a walk-forward", required=True),
-        Column("method", "string", "grid, random or bayesian", required=True),
+        Column("scope", "string", "in_sample, backtest, or the fold of a walk-forward", required=True),
+        Column("method", "string", "grid, random, bayesian or backtest", required=True),
         Column("number", "long", "place in the sweep, from 0", required=True),
         Column("session", "date", "last session of the window", required=True),
         AVAILABLE_AT,
@@ -195,7 +203,9 @@ SWEEPS = TableSpec(
         Column("objective_value", "double", "of the chosen set, on this window"),
         Column("trials", "long", "complete trials of this sweep", required=True),
         Column("failed", "long", "failed trials of this sweep", required=True),
-        Column("trials_ever", "long", "distinct parameter sets ever tried for the strategy", required=True),
+        Column(
+            "trials_ever", "long", "trials of the strategy that count, see TrialStore.counted", required=True
+        ),
         Column("sharpe_variance", "double", "variance of the trials' annual Sharpe ratios"),
         Column("overfitting_probability", "double", "CSCV, over all trials of this sweep"),
     ),
@@ -206,7 +216,8 @@ SWEEPS = TableSpec(
 
 WALK_FORWARD = TableSpec(
     name="backtests.walk_forward",
-    description="One step of a walk-forward: parameters chosen on the past window alone, scored on the next.",
+    description="One step of a walk-forward: parameters chosen on the past window alone, scored on the next; {} where none "
+    "could be chosen and the step stayed in cash.",
     columns=(
         STRATEGY,
         Column("fold", "long", "from 0", required=True),
@@ -229,7 +240,8 @@ WALK_FORWARD = TableSpec(
 
 WALK_FORWARD_EQUITY = TableSpec(
     name="backtests.walk_forward_equity",
-    description="Equity over the test windows of a walk-forward, one after another.",
+    description="Equity over the test windows of a walk-forward, one after another; positions do not cross from one to the "
+    "next.",
     columns=(
         STRATEGY,
         SESSION,

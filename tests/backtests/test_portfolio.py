@@ -109,8 +109,8 @@ def test_an_account_waits_for_its_first_bar(series: dict[str, BarSeries]) -> Non
     assert 50 < born < found.sessions.size
     apple = found.simulations["AAPL"].equity
     assert apple.size == found.sessions.size
-    np.testing.assert_array_equal(found.equity[:born], apple[:born] + 50_000)
-    np.testing.assert_array_equal(found.equity[born:], apple[born:] + found.simulations["FB"].equity)
+    np.testing.assert_allclose(found.equity[:born], apple[:born] + 50_000, rtol=1e-14)
+    np.testing.assert_allclose(found.equity[born:], apple[born:] + found.simulations["FB"].equity, rtol=1e-14)
     # Bought at the open of its second bar, like everybody.
     assert found.simulations["FB"].trades["entry_session"][0].as_py() == series["FB"].sessions[1].item()
 
@@ -122,8 +122,8 @@ def test_an_account_stands_at_its_last_value_when_its_symbol_ends(series: dict[s
     end = int(np.searchsorted(found.sessions, np.datetime64(last)))
     gone = found.simulations["MSFT"]
     assert gone.sessions[-1] == found.sessions[end]
-    np.testing.assert_array_equal(
-        found.equity[end:], found.simulations["AAPL"].equity[end:] + gone.equity[-1]
+    np.testing.assert_allclose(
+        found.equity[end:], found.simulations["AAPL"].equity[end:] + gone.equity[-1], rtol=1e-14
     )
     # Marked, not sold: there is no bar at which it could be.
     assert found.trades.filter(pa.compute.equal(found.trades["symbol"], "MSFT"))["reason"].to_pylist() == [
@@ -137,7 +137,7 @@ def test_a_symbol_without_a_bar_in_the_window_keeps_its_cash(series: dict[str, B
     alone = run_backtest(SMA, pick(series, "AAPL"), window, costs=EVERYTHING, account=Account(50_000))
     assert list(found.simulations) == ["AAPL"]
     np.testing.assert_array_equal(found.sessions, alone.sessions)
-    np.testing.assert_array_equal(found.equity, 50_000 + alone.equity)
+    np.testing.assert_allclose(found.equity, 50_000 + alone.equity, rtol=1e-14)
     assert found.trades == alone.trades
 
 
@@ -150,7 +150,7 @@ def test_a_skipped_session_carries_the_last_value(series: dict[str, BarSeries]) 
     assert found.sessions.size == 31
     apple, ibm = found.simulations["AAPL"], found.simulations["IBM"]
     assert ibm.sessions.size == 29
-    np.testing.assert_array_equal(found.equity[9:12], apple.equity[9:12] + ibm.equity[9])
+    np.testing.assert_allclose(found.equity[9:12], apple.equity[9:12] + ibm.equity[9], rtol=1e-14)
 
 
 def test_values_are_carried_onto_the_axis() -> None:
@@ -387,3 +387,14 @@ def test_walk_forward_refuses_windows_of_nothing() -> None:
             walk_forward(days(10), train, test, purge)
     with pytest.raises(BacktestError, match="0 sessions are too few"):
         walk_forward([], 4, 2)
+
+
+def test_a_declared_symbol_that_is_not_listed_yet_changes_no_bit(series: dict[str, BarSeries]) -> None:
+    """Its share stays in cash, whether its later bars are there or not."""
+    window = Window(dt.date(2005, 1, 3), dt.date(2005, 12, 30))
+    with_future = run_backtest(SMA, pick(series, "FB", "AAPL", "IBM"), window, costs=EVERYTHING)
+    without = run_backtest(SMA, pick(series, "AAPL", "IBM"), window, costs=EVERYTHING, accounts=3)
+    np.testing.assert_array_equal(with_future.equity, without.equity)
+    assert with_future.trades == without.trades
+    with pytest.raises(BacktestError, match="accounts = 1 is less than the 2 symbols"):
+        run_backtest(SMA, pick(series, "AAPL", "IBM"), window, accounts=1)

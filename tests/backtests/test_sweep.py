@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,7 @@ from quant_assets.backtests.sweep import (
     TrialStore,
     chained_equity,
     parameter_key,
+    record_backtest,
     run_sweep,
     run_walk_forward,
 )
@@ -229,7 +231,7 @@ def test_a_trial_is_the_backtest_of_its_parameters(series: dict[str, BarSeries],
     assert sums.shape == squares.shape == (16, 18)
     assert counts.tolist() == list(found.trials[0].block_counts)
     sharpes = [t.values["sharpe"] for t in found.trials]
-    assert found.sharpe_variance == pytest.approx(np.var(sharpes, ddof=1))
+    assert store.counted("sma_crossover") == (18, pytest.approx(np.var(sharpes, ddof=1)))
 
 
 def test_two_processes_change_nothing(series: dict[str, BarSeries], tmp_path: Path) -> None:
@@ -256,6 +258,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
 ) -> None:
     total, enough = counted.TRIALS[method], {"bayesian": 11}.get(method, 64)
     lost = tmp_path / "killed"
+    lost.touch()
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(counted.__file__).parent), os.getcwd()]),
@@ -268,11 +271,11 @@ def test_a_killed_sweep_goes_on_where_it_was(
         stdout=subprocess.DEVNULL,
     ) as process:
         deadline = time.monotonic() + 60
-        while rows(store) < enough:
+        # Until the chunk that follows is under way.
+        while not (enough <= rows(store) < len(lost.read_text().splitlines())):
             assert process.poll() is None, "it ended before it could be killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        time.sleep(0.15)  # into the next chunk
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     finished = rows(store)
@@ -301,7 +304,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
 
 
 def rows(store: TrialStore) -> int:
-    with sqlite3.connect(f"file:{store.path}?mode=ro", uri=True) as connection:
+    with closing(sqlite3.connect(store.path, timeout=60)) as connection:
         return int(connection.execute("SELECT COUNT(*) FROM trials").fetchone()[0])
 
 
@@ -379,7 +382,7 @@ def test_other_code_is_another_study(
     assert exact(second.trials) == exact(first.trials)
     # Both are in the store; a set that was tried twice was tried.
     assert rows(store) == 40
-    assert store.count("counted") == 20
+    assert store.counted("counted")[0] == 20
 
 
 def test_the_code_of_a_strategy_and_of_the_engine_is_hashed(
@@ -428,7 +431,7 @@ def test_a_set_that_fails_does_not_stop_the_others(
     assert exact(found.complete) == exact(good)
     assert found.best.values["sharpe"] == max(t.values["sharpe"] for t in good)
     assert (found.blocks() or pytest.fail("no blocks"))[0].shape == (16, len(good))
-    assert store.count("counted") == len(good)
+    assert store.counted("counted")[0] == sum(math.isfinite(t.values["sharpe"]) for t in good)
     assert len(evaluations()) == 160
 
     # It is still broken: only the failed ones are tried again.
@@ -442,7 +445,8 @@ def test_a_set_that_fails_does_not_stop_the_others(
     mended = run_sweep(counted.sweep("grid"), counted.series(), store, HERE)
     assert exact(mended.trials) == exact(whole.trials)
     assert (mended.reused, len(evaluations())) == (len(good), len(failed))
-    assert store.count("counted") == 160
+    traded = [t for t in whole.trials if math.isfinite(t.values["sharpe"])]
+    assert store.counted("counted")[0] == len(traded) > 100
 
 
 def test_a_bayesian_search_goes_round_what_fails(
@@ -482,7 +486,6 @@ def test_when_everything_fails_the_first_is_named(
         found = run_sweep(counted.sweep(method, trials=12), counted.series(), store, HERE)
         assert found.complete == []
         assert found.blocks() is None
-        assert math.isnan(found.sharpe_variance)
         with pytest.raises(SweepError) as caught:
             _ = found.best
         message = str(caught.value)
@@ -490,24 +493,38 @@ def test_when_everything_fails_the_first_is_named(
         assert f"of {count} trials of counted none can be chosen: {count} failed, the first with" in message
         assert str(first.parameters) in message
         assert f"ArithmeticError: a period of {first.parameters['period']} broke" in message
-    assert store.count("counted") == 0
+    trials, variance = store.counted("counted")
+    assert (trials, math.isnan(variance)) == (1, True)
 
 
 def trial(number: int, sharpe: float, error: str = "") -> Trial:
-    return Trial(number, {"fast_period": number}, {} if error else {"sharpe": sharpe}, error)
+    return Trial(
+        number, {"fast_period": number}, {} if error else {"sharpe": sharpe, "trades": 5.0 * number}, error
+    )
 
 
 def test_the_best_is_the_earliest_of_equals_and_defined() -> None:
     trials = [trial(0, math.nan), trial(1, 0.5), trial(2, 0.7), trial(3, 0.7), trial(4, 0, "broke")]
     assert SweepResult(small(), "key", trials, 0).best.number == 2
     with pytest.raises(
-        SweepError, match=r"of 1 trials of sma_crossover .* none has a defined sharpe \(no trade\?\)"
+        SweepError, match=r"of 1 trials of sma_crossover .* none has a defined sharpe and at least 0 trades"
     ):
         _ = SweepResult(small(), "key", trials[:1], 0).best
-    assert SweepResult(small(), "key", trials, 0).sharpe_variance == pytest.approx(
-        np.var([0.5, 0.7, 0.7], ddof=1)
-    )
-    assert math.isnan(SweepResult(small(), "key", trials[:2], 0).sharpe_variance)
+    # A ratio of a handful of trades is luck.
+    assert SweepResult(small(min_trades=12), "key", trials, 0).best.number == 3
+    assert not SweepResult(small(min_trades=99), "key", trials, 0).can_choose
+
+
+def test_a_set_that_never_lost_has_the_best_profit_factor() -> None:
+    values = {"sharpe": 1.0, "trades": 3.0, "total_return": 0.1}
+    trials = [
+        Trial(0, {"fast_period": 2}, {**values, "profit_factor": 266.7}),
+        Trial(1, {"fast_period": 3}, {**values, "profit_factor": math.nan}),
+        Trial(
+            2, {"fast_period": 4}, {**values, "profit_factor": math.nan, "total_return": 0.0, "trades": 0.0}
+        ),
+    ]
+    assert SweepResult(small(objective="profit_factor"), "key", trials, 0).best.number == 1
 
 
 def test_misuse(series: dict[str, BarSeries], store: TrialStore) -> None:
@@ -532,7 +549,7 @@ def test_misuse(series: dict[str, BarSeries], store: TrialStore) -> None:
     for method in METHODS:
         with pytest.raises((SpaceError, SweepError), match="ordered"):
             run_sweep(replace(small(method), space=nothing), two(series), store, HERE)
-    assert store.count("sma_crossover") == 0
+    assert store.counted("sma_crossover")[0] == 1
 
 
 # ------------------------------------------------------------------------------------------------ what comes later
@@ -547,9 +564,12 @@ def test_a_sweep_sees_no_bar_after_its_window(
     found = run_sweep(small(method), other, TrialStore(tmp_path / "other.db"), HERE)
     assert found.study == seen.study
     assert exact(found.trials) == exact(seen.trials)
-    # Facebook has no bar yet, so that it exists later is not known either.
-    del other["FB"]
+    # Facebook is declared and has no bar yet: its share of the money is there, whatever its later bars are.
+    assert other["FB"].sessions[0] > np.datetime64(YEARS.last)
     assert run_sweep(small(method), other, store, HERE).reused == len(seen.trials)
+    # Another list of symbols splits the money otherwise.
+    del other["FB"]
+    assert run_sweep(small(method), other, store, HERE).reused == 0
     # The control: one bar inside, by a hair.
     inside = {**series, "IBM": disturbed(series["IBM"], YEARS.last - dt.timedelta(days=1), 1 + 1e-9)}
     changed = run_sweep(small(method), inside, store, HERE)
@@ -609,14 +629,19 @@ def test_walk_forward_carries_the_money_on(
         known = {s: b for s, b in series.items() if b.sessions[0] <= np.datetime64(result.fold.test.last)}
         strategy = make_strategy("sma_crossover", **result.chosen.parameters)
         plain = run_backtest(
-            strategy, known, result.fold.test, costs=COSTS, account=Account(result.test.initial_cash)
+            strategy,
+            known,
+            result.fold.test,
+            costs=COSTS,
+            account=Account(result.test.initial_cash),
+            accounts=len(series),
         )
         assert plain.equity.tolist() == result.test.equity.tolist()
 
 
 def test_every_trial_is_counted(series: dict[str, BarSeries], folds: list[Fold], store: TrialStore) -> None:
     run_walk_forward(small(), folds, series, store, HERE)
-    assert store.count("sma_crossover") == 36
+    assert store.counted("sma_crossover")[0] == 36
     recorded = list(store.everything())
     assert len(recorded) == 36 * len(folds) == rows(store)
     assert [scope for _, scope, *_ in recorded] == [f"fold {i}" for i in range(len(folds)) for _ in range(36)]
@@ -627,8 +652,48 @@ def test_every_trial_is_counted(series: dict[str, BarSeries], folds: list[Fold],
         assert set(trial.parameters) == {"fast_period", "slow_period"}
     run_sweep(small("random", trials=20, seed=5), series, store, HERE)
     drawn = {parameter_key(t.parameters) for *_, t in store.everything()}
-    assert store.count("sma_crossover") == len(drawn) > 36
-    assert store.count("daily_breakout") == 0
+    assert store.counted("sma_crossover")[0] == len(drawn) > 36
+    assert store.counted("daily_breakout")[0] == 1
+
+
+def test_a_backtest_by_hand_is_a_trial_and_other_costs_are_another(
+    series: dict[str, BarSeries], store: TrialStore
+) -> None:
+    found = run_sweep(small(), series, store, HERE)
+    swept, _ = store.counted("sma_crossover")
+    window = small().window
+    for fast, costs, more in ((2, COSTS, 1), (2, COSTS, 1), (2, Costs(), 2), (3, COSTS, 3)):
+        run = run_backtest(
+            make_strategy("sma_crossover", fast_period=fast, slow_period=99), series, window, costs=costs
+        )
+        record_backtest(store, run, costs, Account(), sorted(series), "bars")
+        assert store.counted("sma_crossover")[0] == swept + more
+    # On the same window, costs, account and symbols a swept set is no new configuration.
+    run = run_backtest(make_strategy("sma_crossover", **found.best.parameters), series, window, costs=COSTS)
+    record_backtest(store, run, small().costs, small().account, sorted(series), "bars")
+    assert store.counted("sma_crossover")[0] == swept + 3
+
+
+def test_the_variance_cannot_be_lowered_by_a_small_search(
+    series: dict[str, BarSeries], store: TrialStore
+) -> None:
+    run_sweep(small(), series, store, HERE)
+    trials, variance = store.counted("sma_crossover")
+    run_sweep(small("random", trials=2, seed=9), series, store, HERE)
+    more, now = store.counted("sma_crossover")
+    assert more >= trials
+    assert now == pytest.approx(variance, rel=0.25)
+
+
+def test_who_tried_a_set_and_until_when_is_known(series: dict[str, BarSeries], store: TrialStore) -> None:
+    found = run_sweep(small(), series, store, HERE)
+    everything = make_strategy("sma_crossover", **found.best.parameters).parameters
+    assert store.seen_until("sma_crossover", everything) == small().window.last
+    later = Window(small().window.first, small().window.last + dt.timedelta(days=200))
+    run_sweep(small(window=later), series, store, HERE)
+    run_sweep(small(), series, store, HERE)
+    assert store.seen_until("sma_crossover", everything) == later.last
+    assert store.seen_until("sma_crossover", {**everything, "fast_period": 77}) is None
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -701,7 +766,8 @@ def test_a_trial_survives_the_store_bit_for_bit(store: TrialStore) -> None:
     assert store.open_study({"x": 0.1, "strategy": "s"}, "fold 3") == study
     store.record(study, [replace(written[1], error="", values={"sharpe": 2.0})])
     assert len(store.finished(study)) == 2
-    assert store.count("s") == 2
+    assert len(list(store.everything("s"))) == 2
+    assert list(store.everything("t")) == []
     assert [scope for _, scope, *_ in store.everything()] == ["in_sample"] * 2
     assert store.open_study({"strategy": "s", "x": 0.2}, "in_sample") != study
     assert store.finished("another") == {}
@@ -725,8 +791,9 @@ def test_everything_that_changes_a_result_is_in_the_study() -> None:
             space=replace(space, dimensions=(Dimension("fast_period", "int", 2, 13, 2), space.dimensions[1])),
         ),
     ]
-    keys = [json.dumps(s.study("data"), sort_keys=True) for s in (base, *others)]
+    keys = [json.dumps(s.study("data", ["A"]), sort_keys=True) for s in (base, *others)]
     assert len(set(keys)) == len(keys)
-    assert base.study("data") != base.study("other data")
+    assert base.study("data", ["A"]) != base.study("other data", ["A"])
+    assert base.study("data", ["A"]) != base.study("data", ["A", "B"])
     for same in (replace(base, trials=99), replace(base, objective="sqn"), replace(base, most_trials=50)):
-        assert same.study("data") == base.study("data")
+        assert same.study("data", ["A"]) == base.study("data", ["A"])

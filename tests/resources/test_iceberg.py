@@ -860,3 +860,48 @@ def test_a_timestamp_without_a_zone_is_refused_and_not_taken_for_utc(warehouse: 
     naive = pa.table({"id": [1], "at": pa.array([dt.datetime(2012, 1, 3, 16, 0)], pa.timestamp("us"))})
     with pytest.raises(WarehouseError, match=r"table test\.events: column at has no time zone"):
         warehouse.write(spec, naive)
+
+
+BY_NAME = TableSpec(
+    name="test.by_name",
+    columns=(
+        Column("name", "string", "slice", required=True),
+        Column("session", "date", "day", required=True),
+        Column("value", "double", "value"),
+    ),
+    key=("name", "session"),
+    slice_column="name",
+    partition_by="value",
+)
+
+
+def named(name: str, *values: float) -> pa.Table:
+    days = [day("2012-01-03") + dt.timedelta(days=i) for i in range(len(values))]
+    return pa.table({"name": [name] * len(values), "session": days, "value": list(values)})
+
+
+def test_a_slice_can_be_one_value_of_a_string(warehouse: Warehouse) -> None:
+    for name in ("first", "second", "third"):
+        warehouse.write(BY_NAME, named(name, 1.0, 2.0), only=name)
+    warehouse.write(BY_NAME, named("second", 9.0), only="second")
+    assert warehouse.read(BY_NAME, only="second")["value"].to_pylist() == [9.0]
+    assert warehouse.read(BY_NAME, only="first")["value"].to_pylist() == [1.0, 2.0]
+    assert warehouse.read(BY_NAME, only="nobody").num_rows == 0
+    assert warehouse.read(BY_NAME).num_rows == 5
+    assert len(warehouse.snapshots(BY_NAME)) == 4
+    assert data_files(warehouse, BY_NAME) == 3
+    warehouse.write(BY_NAME, named("third"), only="third")
+    assert sorted(set(warehouse.read(BY_NAME)["name"].to_pylist())) == ["first", "second"]
+
+
+def test_a_slice_of_the_wrong_kind_is_refused(warehouse: Warehouse) -> None:
+    warehouse.write(BY_NAME, named("first", 1.0), only="first")
+    put(warehouse, "2012-01-03", 1.0)
+    with pytest.raises(WarehouseError, match=r"sliced by name \(string\), 2012-01-01\.\.None is no slice"):
+        warehouse.read(BY_NAME, first=day("2012-01-01"))
+    with pytest.raises(WarehouseError, match=r"sliced by session \(date\), AAPL is no slice of it"):
+        warehouse.read(PRICES, only="AAPL")
+    with pytest.raises(WarehouseError, match="does not fit the slice second"):
+        warehouse.write(BY_NAME, named("first", 1.0), only="second")
+    with pytest.raises(WarehouseError, match="must not contain a quote"):
+        warehouse.read(BY_NAME, only="it's")
