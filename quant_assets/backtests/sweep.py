@@ -670,7 +670,8 @@ def run_walk_forward(
         searched = run_sweep(
             replace(sweep, window=fold.train), series, store, compute, probability, scope=f"fold {step}"
         )
-        best = searched.best if searched.can_choose else None
+        # Where every trial failed, `best` raises: a broken strategy is no reason to stay in cash.
+        best = searched.best if searched.can_choose or not searched.complete else None
         strategy = (
             make_strategy("flat")
             if best is None
