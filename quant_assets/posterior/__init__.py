@@ -1,0 +1,1 @@
+"""The posterior of the Heston model given a symbol's daily returns."""

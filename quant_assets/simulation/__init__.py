@@ -1,0 +1,1 @@
+"""Paths and transition buffers simulated from the posterior."""
