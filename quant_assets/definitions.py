@@ -17,7 +17,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-from jobs import backtests, ingest, maintenance, nightly, training  # noqa: E402
+from jobs import backtests, ingest, maintenance, nightly, posterior, training  # noqa: E402
 from quant_assets.backtests import assets as backtest_assets  # noqa: E402
 from quant_assets.features import assets as feature_assets  # noqa: E402
 from quant_assets.features import checks as feature_checks  # noqa: E402
@@ -27,8 +27,10 @@ from quant_assets.market import checks as market_checks  # noqa: E402
 from quant_assets.market import tables as market_tables  # noqa: E402
 from quant_assets.models import assets as model_assets  # noqa: E402
 from quant_assets.partitions import settings  # noqa: E402
+from quant_assets.posterior import assets as posterior_assets  # noqa: E402
 from quant_assets.serving import assets as serving_assets  # noqa: E402
 from quant_assets.serving import tables as serving_tables  # noqa: E402
+from quant_assets.simulation import assets as simulation_assets  # noqa: E402
 from quant_assets.table_checks import stored_table_check  # noqa: E402
 from quant_resources.alerts import LogAlerts  # noqa: E402
 from quant_resources.compute import Compute  # noqa: E402
@@ -39,7 +41,15 @@ from quant_resources.sources import open_source  # noqa: E402
 from sensors import automation, failures  # noqa: E402
 
 TABLE_MODULES = (market_tables, feature_tables, serving_tables)
-ASSET_MODULES = (market_assets, feature_assets, model_assets, backtest_assets, serving_assets)
+ASSET_MODULES = (
+    market_assets,
+    feature_assets,
+    posterior_assets,
+    simulation_assets,
+    model_assets,
+    backtest_assets,
+    serving_assets,
+)
 CHECK_MODULES = (market_checks, feature_checks)
 
 
@@ -80,6 +90,8 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         jobs=[
             ingest.chain_job,
             ingest.ingest_job,
+            posterior.posterior_job,
+            posterior.calibration_job,
             training.train_job,
             backtests.backtest_job,
             nightly.daily_signals_job,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from quant_resources.iceberg import Warehouse
 
 NIGHTS = 5
+DEMO_DATASETS = 20
 
 
 def main() -> int:
@@ -41,7 +42,7 @@ def main() -> int:
 
     from quant_assets.definitions import defs
     from quant_assets.launch import RANGE_TAGS, open_instance, run_job
-    from quant_assets.partitions import CALENDAR, FIRST_SESSION, LAST_SESSION
+    from quant_assets.partitions import CALENDAR, FIRST_SESSION, LAST_SESSION, SYMBOLS
 
     assert LAST_SESSION is not None
     until = CALENDAR.shift(LAST_SESSION, -NIGHTS)
@@ -49,6 +50,18 @@ def main() -> int:
         print(f"\nThe chain, {FIRST_SESSION} to {until} (chain_job, one run for all sessions)")
         tags = dict(zip(RANGE_TAGS, (FIRST_SESSION.isoformat(), until.isoformat()), strict=True))
         if not run_job(defs, instance, "chain_job", tags=tags):
+            return 1
+        print("\nHeston posteriors of the in-sample returns, and days simulated from them (posterior_job)")
+        assert SYMBOLS.name is not None
+        for symbol in sorted(instance.get_dynamic_partitions(SYMBOLS.name)):
+            print(f"  {symbol}", flush=True)
+            if not run_job(defs, instance, "posterior_job", tags={}, partition_key=symbol):
+                return 1
+        print(
+            f"\nCalibration of the sampler on {DEMO_DATASETS} simulated datasets (calibration_job; the full plan has 250)"
+        )
+        plan = {"posterior__heston_calibration": {"datasets": {"500": DEMO_DATASETS}}}
+        if not run_job(defs, instance, "calibration_job", tags={}, ops=plan):
             return 1
         print("\nBacktests: parameter sweep, every strategy, tear sheets (backtest_job)")
         if not run_job(defs, instance, "backtest_job", tags={}):
@@ -113,6 +126,7 @@ def _summary() -> None:
     print(
         "  An AUC near 0.5 is what these prices hold; the sample's news are simulated and contain no alpha."
     )
+    _posteriors(warehouse)
     _backtests(warehouse)
     signals = warehouse.read(LIVE_SIGNALS, LAST_SESSION, LAST_SESSION)
     print(f"\nSignals of {LAST_SESSION}, to be traded at the next open")
@@ -126,6 +140,26 @@ def _summary() -> None:
     print(f"Reports        {settings().reports_dir}/index.html")
     print("Plots          on each asset's page in the Dagster UI (make dev)")
     print("Models         make mlflow")
+
+
+def _posteriors(warehouse: Warehouse) -> None:
+    """One line per symbol: means and 90 % intervals."""
+    import numpy as np
+
+    from quant_assets.posterior.priors import QUANTITIES
+    from quant_assets.posterior.tables import HESTON, HESTON_FITS
+
+    print("\nHeston posteriors, in sample, per year (mean [5 %, 95 %])")
+    for fit in warehouse.read(HESTON_FITS).to_pylist():
+        draws = warehouse.read(HESTON, only=fit["symbol"])
+        numbers = []
+        for name in QUANTITIES:
+            values = draws[name].to_numpy()
+            low, high = np.quantile(values, (0.05, 0.95))
+            numbers.append(f"{name} {values.mean():.3g} [{low:.2g}, {high:.2g}]")
+        print(
+            f"  {fit['symbol']:5s} {fit['returns']:>5} returns to {fit['session']}, {fit['sampler']}: {'  '.join(numbers)}"
+        )
 
 
 def _backtests(warehouse: Warehouse) -> None:

@@ -48,8 +48,9 @@ def run_job(
     job_name: str,
     tags: dict[str, str],
     partition_key: str | None = None,
+    ops: dict[str, dict[str, object]] | None = None,
 ) -> bool:
-    """Run a job in this process and print each step as it ends."""
+    """Run a job in this process and print each step as it ends; `ops` holds the config of assets by op name."""
     run_id = str(uuid.uuid4())
     started: dict[str, float] = {}
     checks: dict[str, list[bool]] = {}
@@ -104,7 +105,7 @@ def run_job(
 
     instance.add_event_listener(run_id, progress)
     result = defs.resolve_job_def(job_name).execute_in_process(
-        run_config=QUIET,
+        run_config={**QUIET, "ops": {name: {"config": config} for name, config in (ops or {}).items()}},
         instance=instance,
         tags=tags,
         partition_key=partition_key,
@@ -132,6 +133,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--last", type=dt.date.fromisoformat, help="last session (default: the newest closed one)"
     )
+    parser.add_argument(
+        "--symbols", help="comma-separated symbols of a job that runs per symbol (default: all)"
+    )
     options = parser.parse_args(arguments)
     try:
         settings = load_settings()
@@ -157,12 +161,42 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     job = defs.resolve_job_def(options.job)
-    tags = {}
-    if job.partitions_def is not None:
-        print(f"{options.job}, {sessions[0]} to {sessions[-1]} ({len(sessions)} sessions, one run)")
-        tags = dict(zip(RANGE_TAGS, (sessions[0].isoformat(), sessions[-1].isoformat()), strict=True))
     with open_instance(settings) as instance:
+        if isinstance(job.partitions_def, dg.DynamicPartitionsDefinition):
+            return _run_per_symbol(defs, instance, options.job, options.symbols)
+        tags = {}
+        if job.partitions_def is not None:
+            print(f"{options.job}, {sessions[0]} to {sessions[-1]} ({len(sessions)} sessions, one run)")
+            tags = dict(zip(RANGE_TAGS, (sessions[0].isoformat(), sessions[-1].isoformat()), strict=True))
         return 0 if run_job(defs, instance, options.job, tags) else 1
+
+
+def _run_per_symbol(
+    defs: dg.Definitions, instance: dg.DagsterInstance, job_name: str, wanted: str | None
+) -> int:
+    """One run per symbol; a symbol that fails does not keep the others from running."""
+    from quant_assets.partitions import SYMBOLS
+
+    assert SYMBOLS.name is not None
+    known = sorted(instance.get_dynamic_partitions(SYMBOLS.name))
+    symbols = [part.strip().upper() for part in wanted.split(",")] if wanted else known
+    if not known:
+        print("no symbols yet: run chain_job first, which reads the security master", file=sys.stderr)
+        return 2
+    if unknown := sorted(set(symbols) - set(known)):
+        print(f"--symbols: unknown are {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    failed = []
+    for symbol in symbols:
+        print(f"{job_name}, {symbol}", flush=True)
+        if not run_job(defs, instance, job_name, {}, partition_key=symbol):
+            failed.append(symbol)
+    if failed:
+        print(
+            f"failed: {', '.join(failed)} ({len(symbols) - len(failed)} of {len(symbols)} done)",
+            file=sys.stderr,
+        )
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

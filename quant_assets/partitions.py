@@ -1,6 +1,6 @@
-"""Session partitions: one per exchange session, over the span of the configured source.
+"""Partitions: one per exchange session over the span of the configured source, and one per symbol.
 
-Belongs here: the one partitions definition of the graph, how a run's partitions become dates, and the run tag that jobs and
+Belongs here: the two partitions definitions of the graph, how a run's partitions become dates, and the run tag that jobs and
 automation agree on. Does not belong
 here: the calendar itself (`quant_resources/calendar.py`).
 """
@@ -65,6 +65,11 @@ def session_partitions(first: dt.date, last: dt.date | None) -> dg.DailyPartitio
 FIRST_SESSION, LAST_SESSION = span(settings())
 SESSIONS = session_partitions(FIRST_SESSION, LAST_SESSION)
 CALENDAR = session_calendar(FIRST_SESSION, LAST_SESSION)
+
+
+# One partition per symbol. `market/securities` adds the symbols that it learns of, so that a vendor's five hundred need
+# not be known when the graph is loaded.
+SYMBOLS = dg.DynamicPartitionsDefinition(name="symbols")
 
 
 def look_back(sessions: int) -> dg.TimeWindowPartitionMapping:

@@ -15,7 +15,7 @@ import dagster as dg
 import pyarrow as pa
 
 from quant_assets.market import tables, validation
-from quant_assets.partitions import CALENDAR, LAST_SESSION, SESSIONS, run_sessions, settings
+from quant_assets.partitions import CALENDAR, LAST_SESSION, SESSIONS, SYMBOLS, run_sessions, settings
 from quant_assets.presentation import (
     data_version,
     figure_markdown,
@@ -351,9 +351,13 @@ def minute_bars(
     pool="vendor",
     retry_policy=VENDOR_RETRIES,
 )
-def securities(source: dg.ResourceParam[MarketSource]) -> dg.Output[pa.Table]:
-    """Fetch and store the security master."""
+def securities(
+    context: dg.AssetExecutionContext, source: dg.ResourceParam[MarketSource]
+) -> dg.Output[pa.Table]:
+    """Fetch and store the security master; its symbols become the partitions of what is made symbol by symbol."""
     data = _with(_fetch(source.securities), tables.SECURITIES, source=source.name)
+    assert SYMBOLS.name is not None
+    context.instance.add_dynamic_partitions(SYMBOLS.name, sorted(data["symbol"].unique().to_pylist()))
     return dg.Output(
         data,
         data_version=data_version(data),

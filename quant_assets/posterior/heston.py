@@ -464,23 +464,34 @@ def heston_model(returns: Any, priors: HestonPriors) -> None:
     numpyro.sample("r", Normal(mean + scale * rho * shock, scale * jnp.sqrt(1 - rho**2)), obs=returns)
 
 
+def latent_start(returns: np.ndarray, priors: HestonPriors) -> Any:
+    """NumPyro's `init_strategy` of `heston_model`: near the path, at the variance of 21 sessions around each one."""
+    import jax.numpy as jnp
+    from numpyro.infer import init_to_value
+
+    squares = np.concatenate([returns**2, returns[-1:] ** 2]) / DT_YEARS
+    local = np.convolve(np.pad(squares, 10, mode="edge"), np.full(21, 1 / 21), mode="valid")
+    excess = np.maximum(local - priors.variance_floor, 1e-3 * priors.theta_median)
+    return init_to_value(values={"x": jnp.zeros(DIMENSIONS), "log_excess": jnp.log(excess)})
+
+
+def latent_quantities(samples: dict[str, Any], priors: HestonPriors) -> dict[str, np.ndarray]:
+    """The seven quantities, each (chains, draws), of samples of `heston_model` by chain."""
+    v = priors.variance_floor + np.exp(np.asarray(samples["log_excess"][..., np.array([0, -1])], float))
+    draws = dict(zip(PARAMETERS, priors.parameters(np.asarray(samples["x"], float)), strict=True))
+    return {**draws, "v0": v[..., 0], "v_T": v[..., 1]}
+
+
 def _sample_latent(
     returns: np.ndarray, priors: HestonPriors, settings: SamplerSettings, progress: Progress
 ) -> HestonPosterior:
     import jax
     import jax.numpy as jnp
-    from numpyro.infer import MCMC, NUTS, init_to_value
+    from numpyro.infer import MCMC, NUTS
 
     clock = _Clock()
-    # Start near the path: the variance of 21 sessions around each one.
-    squares = np.concatenate([returns**2, returns[-1:] ** 2]) / DT_YEARS
-    local = np.convolve(np.pad(squares, 10, mode="edge"), np.full(21, 1 / 21), mode="valid")
-    start = {
-        "x": jnp.zeros(DIMENSIONS),
-        "log_excess": jnp.log(np.maximum(local - priors.variance_floor, 1e-3 * priors.theta_median)),
-    }
     mcmc = MCMC(
-        NUTS(heston_model, init_strategy=init_to_value(values=start), target_accept_prob=0.9),
+        NUTS(heston_model, init_strategy=latent_start(returns, priors), target_accept_prob=0.9),
         num_warmup=settings.warmup,
         num_samples=settings.draws,
         num_chains=settings.chains,
@@ -488,7 +499,7 @@ def _sample_latent(
         progress_bar=False,
     )
     progress(
-        f"latent: {settings.chains} chains of {settings.warmup} + {settings.draws} draws of {len(squares)} variances"
+        f"latent: {settings.chains} chains of {settings.warmup} + {settings.draws} draws of {len(returns) + 1} variances"
     )
     mcmc.run(
         jax.random.key(settings.seed),
@@ -497,12 +508,8 @@ def _sample_latent(
         extra_fields=("energy", "diverging", "num_steps"),
     )
     extra = {k: np.asarray(v) for k, v in mcmc.get_extra_fields(group_by_chain=True).items()}
-    samples = mcmc.get_samples(group_by_chain=True)
-    x = np.asarray(samples["x"], float)
-    v = priors.variance_floor + np.exp(np.asarray(samples["log_excess"][..., np.array([0, -1])], float))
+    draws = latent_quantities(mcmc.get_samples(group_by_chain=True), priors)
     clock.lap("nuts")
-    draws = dict(zip(PARAMETERS, priors.parameters(x), strict=True))
-    draws["v0"], draws["v_T"] = v[..., 0], v[..., 1]
     diagnostics = diagnose(draws, int(extra["diverging"].sum()), extra["energy"])
     progress(f"latent: {extra['num_steps'].mean():.0f} leapfrogs a draw, {clock.total:.0f} s")
     return HestonPosterior(

@@ -328,7 +328,6 @@ def _walk(
         j_low = n
         j_high = 0
         j0 = lo
-        j1 = lo
         for i in range(lo, hi):
             weight = emission[i]
             if weight < negligible * heaviest:
@@ -341,13 +340,10 @@ def _walk(
                 j0 -= 1
             while j0 < n - PADDING - 1 and v[j0] < centre - reach:
                 j0 += 1
-            j1 = max(min(j1, n - PADDING), j0)
-            while j1 < n - PADDING and v[j1] <= centre + reach:
-                j1 += 1
-            while j1 > j0 + 1 and v[j1 - 1] > centre + reach:
-                j1 -= 1
             # Whole blocks of 8 for the vector units; the lattice ends in PADDING points without weight.
-            j1 = j0 + (j1 - j0 + 7) // 8 * 8
+            j1 = j0 + 8
+            while j1 < n - PADDING and v[j1] <= centre + reach:
+                j1 += 8
             c = weight * row[i]
             if drawing:
                 sent[day_start[t] + i - lo] = c

@@ -16,10 +16,11 @@ step are large); a step without it takes the plain K0 of his equation (33). `sch
 truncation, the reference: simple, and biased by the step.
 
 Random numbers are counted, not drawn: Threefry-2x32 of (seed, draw) as the key and (path, step) as the counter gives
-the two words of a step. So a path knows nothing of how the work was cut; chunks joined are bit for bit the whole, and
-a simulation of more steps, more paths or more draws begins with the paths of the smaller one. This holds on one kind of
-device with one version of JAX; across them the words are equal and the last bits of floats are not. Everything is
-float32, with increments arranged so that steps of a minute keep their drift.
+the two words of a step. So a path knows nothing of how the work was cut: chunks joined are bit for bit the whole, and
+the same seed gives the same bits, on one kind of device with one version of JAX. A simulation of more steps, paths or
+draws begins with the paths of the smaller one up to the last bit of a float, because the compiler may round another
+shape differently; the words themselves are equal everywhere. All is float32, with increments arranged so that steps of
+a minute keep their drift.
 
 References:
     Andersen (2008), Simple and efficient simulation of the Heston stochastic volatility model, J. Comp. Finance 11(3).
@@ -113,6 +114,7 @@ def simulate_paths(
 
     Raises:
         ValueError: an argument is out of its range or shapes differ; the message names the field and the way out.
+        TypeError: a count or the seed is no integer.
     """
     work = _checked(parameters, paths_per_draw, steps, dt_years, seed, scheme)
     return _paths_of(work, 0, work.draws)
@@ -132,13 +134,15 @@ def iterate_paths(
 
     Args:
         parameters, paths_per_draw, steps, dt_years, seed, scheme: as for `simulate_paths`.
-        memory_bytes: what one chunk and the work on it may take. Whoever keeps a chunk pays for it on top.
+        memory_bytes: what one chunk and the work on it may take, on top of JAX itself (the first call compiles, in some
+            20 MB). Whoever keeps a chunk pays for it on top.
 
     Raises:
         ValueError: as `simulate_paths`, at the call and not at the first chunk; or one draw alone needs more memory.
     """
     work = _checked(parameters, paths_per_draw, steps, dt_years, seed, scheme)
-    per_draw = paths_per_draw * (8 * (steps + 1) + WORKING_BYTES)
+    lanes = paths_per_draw if paths_per_draw < SHORT_ROW else _padded(paths_per_draw)
+    per_draw = lanes * (8 * (steps + 1) + WORKING_BYTES)
     if not memory_bytes >= per_draw:
         raise ValueError(
             f"memory_bytes = {memory_bytes} holds no draw: {paths_per_draw} paths of {steps} steps take {per_draw} "

@@ -245,7 +245,8 @@ def test_chunks_joined_are_the_whole(scheme: Scheme, draws: int, paths: int, ste
     whole = simulate_paths(several(draws), **work)  # type: ignore[arg-type]
     assert whole.log_price.shape == whole.variance.shape == (draws, paths, steps + 1)
     for per_chunk in (1, (draws + 1) // 2):
-        memory_bytes = per_chunk * paths * (8 * (steps + 1) + 64)
+        lanes = paths if paths < 64 else 16 * math.ceil(paths / 16)
+        memory_bytes = per_chunk * lanes * (8 * (steps + 1) + 64)
         chunks = list(iterate_paths(several(draws), **work, memory_bytes=memory_bytes))  # type: ignore[arg-type]
         assert [len(chunk.variance) for chunk in chunks][:-1] == [per_chunk] * (len(chunks) - 1)
         assert_same_bits(joined(chunks), whole)

@@ -1,0 +1,265 @@
+"""Assets of the layer `simulation`: days of one-minute bars drawn from the posterior.
+
+Belongs here: the Dagster face. Does not belong here: paths (`paths.py`), what makes a day of them (`intraday.py`), the files
+(`transitions.py`), drawing (`plots.py`).
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from quant_assets.market.tables import BARS, MINUTE_BARS
+from quant_assets.partitions import CALENDAR, SYMBOLS, settings
+from quant_assets.posterior.tables import HESTON
+from quant_assets.presentation import figure_markdown, markdown_table
+from quant_resources.iceberg import Warehouse
+
+if TYPE_CHECKING:
+    import datetime as dt
+
+    import pyarrow as pa
+
+    from quant_assets.simulation.intraday import IntradayDays, IntradayModel
+
+GROUP = "simulation"
+OWNERS = ["team:research"]
+KEY = dg.AssetKey([GROUP, "intraday_paths"])
+# Mean volume and the volatility that goes with it come from so many sessions.
+LIQUIDITY_SESSIONS = 63
+# Of a z-score over all draws; the mean of the days' variance is the average of that many independent numbers.
+LARGEST_Z = 5.0
+
+
+class IntradayConfig(dg.Config):
+    """How many days, and what a day looks like; see `intraday.IntradayModel`.
+
+    Attributes:
+        draws: posterior draws that get days, evenly spaced over the chains; 0 for all.
+        days_per_draw: independent days of each.
+        spread_bps: median quoted spread; None: from minute bars where the source has them, else the model's default.
+        seed: of the paths; the project's when none is given.
+    """
+
+    draws: int = 1000
+    days_per_draw: int = 1
+    spread_bps: float | None = None
+    seed: int | None = None
+
+
+@dg.asset(
+    key=KEY,
+    group_name=GROUP,
+    description="Simulated sessions of 390 minutes for one symbol, each under its own draw from posterior/heston and from "
+    "that draw's v_T on: mid (dollars), quoted spread (dollars), traded and expected volume (shares), variance (per year). "
+    "What comes after the posterior's last session, as it could be known at that close. A path buffer (Parquet, one row per "
+    "day) in QUANT_HOME/simulation/intraday_paths/; agents train on it.",
+    deps=[dg.AssetKey(["posterior", "heston"]), dg.AssetKey(["market", "bars"])],
+    partitions_def=SYMBOLS,
+    kinds={"jax", "parquet"},
+    owners=OWNERS,
+    code_version="1",
+    check_specs=[
+        dg.AssetCheckSpec(
+            "days_follow_the_posterior",
+            asset=KEY,
+            blocking=True,
+            description="Every day has its own draw, no variance is negative, no spread is below a tick, and the days' mean "
+            "variance and squared return are those that the draws imply (within 5 standard errors).",
+        )
+    ],
+)
+def intraday_paths(
+    context: dg.AssetExecutionContext, config: IntradayConfig, warehouse: dg.ResourceParam[Warehouse]
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    """Simulate, write in chunks, read back, judge, draw."""
+    import numpy as np
+
+    from quant_assets.posterior.priors import HestonParameters
+    from quant_assets.simulation import plots
+    from quant_assets.simulation.intraday import iterate_days, real_days
+    from quant_assets.simulation.transitions import PathInfo, read_paths, write_paths
+
+    symbol = context.partition_key
+    seed = settings().seed if config.seed is None else config.seed
+    snapshot = warehouse.snapshot_id(HESTON)
+    draws = warehouse.read(HESTON, only=symbol, snapshot_id=snapshot)
+    if not draws.num_rows:
+        raise dg.Failure(
+            f"posterior/heston holds no draws of {symbol}: materialize it first; a fit that was refused stores none",
+            allow_retries=False,
+        )
+    if config.draws < 0 or config.days_per_draw < 1:
+        raise dg.Failure(
+            f"draws = {config.draws} and days_per_draw = {config.days_per_draw}: at least 0 (all) and 1",
+            allow_retries=False,
+        )
+    count = min(config.draws or draws.num_rows, draws.num_rows)
+    chosen = draws.take(np.arange(count) * draws.num_rows // count)
+    last = chosen["session"][0].as_py()
+    # The days come after `last`, so v_T is where they start.
+    columns = (*HestonParameters._fields[:-1], "v_T")
+    parameters = HestonParameters(*(chosen[name].to_numpy() for name in columns))
+    real = _minute_bars(warehouse, symbol)
+    model, mid0 = _model(warehouse, symbol, last, real, config.spread_bps)
+    path = warehouse.home / GROUP / "intraday_paths" / f"{symbol}.parquet"
+    info = PathInfo(
+        model=model,
+        posterior={"table": HESTON.name, "snapshot": str(snapshot), "symbol": symbol, "session": str(last)},
+        seed=seed,
+    )
+    ids = np.arange(count) * draws.num_rows // count
+    days = iterate_days(
+        parameters, days_per_draw=config.days_per_draw, seed=seed, mid0=mid0, model=model, draw_ids=ids
+    )
+    # Judged before anything is written: chunks are counted on their way into the file.
+    judged = _Judged(model, [])
+    written = write_paths(path, judged.through(days), info)
+    problems = judged.problems(count * config.days_per_draw)
+    yield dg.AssetCheckResult(
+        check_name="days_follow_the_posterior",
+        passed=not problems,
+        description="; ".join(problems) or None,
+        metadata={"figures": markdown_table(judged.rows)},
+    )
+    if problems:
+        path.unlink()
+        raise dg.Failure(f"{symbol}: {'; '.join(problems)}. The file was removed.", allow_retries=False)
+    context.log.info("%s: %d days of %d minutes from %s on", symbol, written, model.minutes, last)
+    stored = read_paths(path).days
+    shown = real_days(real, model.minutes) if real is not None else None
+    yield dg.MaterializeResult(
+        metadata={
+            "dagster/partition_row_count": written,
+            "mid": figure_markdown(plots.fan_figure(stored), "Mid since the open over all days"),
+            "a day": figure_markdown(
+                plots.day_figure(stored, 0, shown),
+                "One simulated day" + (", and a real one" if shown else ""),
+            ),
+            "profiles": figure_markdown(
+                plots.profile_figure(stored, shown), "Volume and spread over the session"
+            ),
+            "volatility": figure_markdown(
+                plots.volatility_figure(stored), "Volatility within and of the days"
+            ),
+            "file": dg.MetadataValue.path(str(path)),
+            "bytes": path.stat().st_size,
+            "model": model.as_dict(),
+            "mid at the open": mid0,
+            "after session": str(last),
+            "available_at": CALENDAR.close(last).isoformat(),
+            "posterior snapshot": str(snapshot),
+            "seed": seed,
+        }
+    )
+
+
+class _Judged:
+    """What the check needs of days that pass by in chunks."""
+
+    def __init__(self, model: "IntradayModel", rows: list[dict[str, object]]) -> None:
+        self.model, self.rows = model, rows
+        self._ids: list[int] = []
+        self._bad: list[str] = []
+        self._z: dict[str, list[float]] = {"mean variance": [], "squared return": []}
+        self._expected: list[float] = []
+
+    def through(self, chunks: "Iterator[IntradayDays]") -> "Iterator[IntradayDays]":
+        """The chunks, unchanged."""
+        import numpy as np
+
+        from quant_assets.posterior.priors import DT_YEARS
+
+        for days in chunks:
+            p = days.parameters
+            # E[mean of v over the session], and the drift's share in the return is below anything seen here
+            decay = -np.expm1(-p.kappa * DT_YEARS) / np.maximum(p.kappa * DT_YEARS, 1e-12)
+            expected = p.theta + (p.v0 - p.theta) * decay
+            change = np.log(days.mid[:, -1] / days.mid[:, 0]) - (p.mu - expected / 2) * DT_YEARS
+            self._expected += list(expected)
+            self._z["mean variance"] += list(days.variance.mean(axis=1))
+            self._z["squared return"] += list(change**2 / DT_YEARS)
+            self._ids += list(days.draw_id)
+            if days.variance.min() < 0:
+                self._bad.append(f"a variance of {days.variance.min():.3g} is negative")
+            if days.spread.min() < self.model.tick_dollars * (1 - 1e-9):
+                self._bad.append(f"a spread of {days.spread.min():.3g} dollars is below a tick")
+            yield days
+
+    def problems(self, wanted: int) -> list[str]:
+        """Sentences; empty when all is well."""
+        import numpy as np
+
+        problems = list(dict.fromkeys(self._bad))
+        if len(self._ids) != wanted:
+            problems.append(f"{len(self._ids)} days were simulated, {wanted} asked for")
+        expected = np.array(self._expected)
+        for name, values in self._z.items():
+            difference = np.array(values) - expected
+            error = difference.std() / np.sqrt(len(difference))
+            z = float(difference.mean() / error) if error > 0 else 0.0
+            self.rows.append(
+                {
+                    "per year": name,
+                    "simulated": float(np.mean(values)),
+                    "implied by the draws": float(expected.mean()),
+                    "standard errors apart": z,
+                }
+            )
+            if not abs(z) <= LARGEST_Z:
+                problems.append(f"the {name} is {z:.1f} standard errors from what the draws imply")
+        self.rows.append(
+            {
+                "per year": "draws with days",
+                "simulated": float(len(set(self._ids))),
+                "implied by the draws": float(len(set(self._ids))),
+                "standard errors apart": 0.0,
+            }
+        )
+        return problems
+
+
+def _minute_bars(warehouse: Warehouse, symbol: str) -> "pa.Table | None":
+    """Stored minute bars of the symbol; None where there are none."""
+    import pyarrow.compute as pc
+
+    bars = warehouse.read(MINUTE_BARS)
+    bars = bars.filter(pc.equal(bars["symbol"], symbol))
+    return bars if bars.num_rows else None
+
+
+def _model(
+    warehouse: Warehouse,
+    symbol: str,
+    last: "dt.date",
+    real: "pa.Table | None",
+    spread_bps: float | None,
+) -> "tuple[IntradayModel, float]":
+    """The symbol's day and its last close, from what was known at the close of `last`."""
+    from dataclasses import replace
+
+    import numpy as np
+    import pyarrow.compute as pc
+
+    from quant_assets.market.series import bar_series
+    from quant_assets.simulation.intraday import IntradayModel, calibrate
+
+    bars = warehouse.read(BARS, CALENDAR.shift(last, -LIQUIDITY_SESSIONS), last)
+    bars = bars.filter(pc.equal(bars["symbol"], symbol))
+    if bars.num_rows < 2:
+        raise dg.Failure(
+            f"market/bars holds {bars.num_rows} bars of {symbol} in the {LIQUIDITY_SESSIONS} sessions to {last}: ingest them "
+            "first (ingest_job)",
+            allow_retries=False,
+        )
+    series = bar_series(bars, [symbol])[symbol]
+    volatility = float(np.std(np.diff(np.log(series.adj_close))) * np.sqrt(252))
+    # shares of today's kind: a split within the window changes what a share is
+    volume = float(np.mean(series.volume * np.cumprod(series.split_factor[::-1])[::-1] / series.split_factor))
+    model = replace(IntradayModel(), mean_volume_shares=volume, reference_volatility=max(volatility, 0.02))
+    known = real.filter(pc.less_equal(real["session"], last)) if real is not None else None
+    if known is not None and known.num_rows:
+        model = calibrate(known, model)
+    if spread_bps is not None:
+        model = replace(model, spread_bps=spread_bps)
+    return model, float(series.close[-1])
