@@ -90,7 +90,7 @@ def latent(returns: np.ndarray, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     state = jax.pmap(
         lambda key: initialize(
-            model.param_info.z, num_warmup=LATENT_WARMUP_PARTS * draws, target_accept_prob=0.9, rng_key=key
+            model.param_info.z, num_warmup=LATENT_WARMUP_PARTS * draws, dense_mass=[("x",)], rng_key=key
         )
     )(keys)
     seconds, kept = [], []

@@ -118,6 +118,11 @@ class Chain:
     first, last = dt.date(2010, 1, 4), dt.date(2012, 3, 30)
     nights = (dt.date(2012, 4, 2), dt.date(2012, 4, 3))
     symbols = ("AAPL", "IBM", "MSFT")
+    # 40 % of 26 months are too few returns for a posterior
+    posterior = {"posterior__heston": {"in_sample_fraction": 0.7, "draws": 500, "max_r_hat": 1.02}}  # noqa: RUF012
+    posterior_symbol = "IBM"
+    days = {"simulation__intraday_paths": {"draws": 200}}  # noqa: RUF012
+    calibration = {"posterior__heston_calibration": {"datasets": {"250": 24}}}  # noqa: RUF012
 
     def __init__(self, instance: "dg.DagsterInstance") -> None:
         from quant_assets.definitions import build_defs
@@ -162,7 +167,8 @@ class Chain:
 
 @pytest.fixture(scope="session")
 def chain() -> Iterator[Chain]:
-    """The main job on 26 months of three symbols, two nights, and every backtest with a small sweep: real runs."""
+    """The main job on 26 months of three symbols, two nights, a posterior with days simulated from it, a small calibration,
+    and every backtest with a small sweep: real runs."""
     from quant_assets.launch import open_instance, run_job
     from quant_assets.partitions import settings
 
@@ -171,6 +177,9 @@ def chain() -> Iterator[Chain]:
         assert run_job(made.defs, instance, "chain_job", Chain.range_tags(Chain.first, Chain.last))
         for session in Chain.nights:
             assert made.night(session).success
+        ops = {**Chain.posterior, **Chain.days}
+        assert made.run("posterior_job", ops, partition_key=Chain.posterior_symbol).success
+        assert made.run("calibration_job", Chain.calibration).success
         sweep = {"method": "random", "trials": 12, "seed": 7, "min_trades": 1}
         assert made.run("backtest_job", {"backtests__parameter_sweep": sweep}).success
         yield made

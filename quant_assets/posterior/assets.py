@@ -79,6 +79,7 @@ class HestonConfig(PriorConfig):
     max_divergent_fraction: float = 0.0
     min_bfmi: float = 0.3
     max_pareto_k: float = 0.7
+    max_likelihood_error: float = 0.3
 
     def sampler_settings(self) -> "SamplerSettings":
         """As `heston.fit` takes them."""
@@ -100,6 +101,7 @@ class HestonConfig(PriorConfig):
                 divergences=self.max_divergent_fraction,
                 bfmi=self.min_bfmi,
                 pareto_k=self.max_pareto_k,
+                likelihood_error=self.max_likelihood_error,
             ),
         )
 
@@ -109,10 +111,10 @@ class HestonConfig(PriorConfig):
     group_name=GROUP,
     description="The Heston posterior of one symbol's daily total log returns, in sample (the first 40 % of the stored "
     "sessions) unless configured: draws of mu, kappa, theta, sigma, rho, v0 and v_T, per year, by NumPyro's NUTS. A fit that "
-    "breaks a limit on R-hat, ESS, divergences, BFMI or Pareto k is sampled again the slow way or refused; only accepted "
+    "breaks a limit on R-hat, ESS, divergences, BFMI, Pareto k or the likelihood's own error is sampled again the slow way or refused; only accepted "
     "draws are stored. ArviZ InferenceData lies beside them as NetCDF in QUANT_HOME/posterior/heston/.",
     metadata=table_metadata(tables.HESTON),
-    deps=[dg.AssetKey(["features", "technical"])],
+    deps=[dg.AssetDep(["features", "technical"], partition_mapping=dg.AllPartitionMapping())],
     partitions_def=SYMBOLS,
     kinds={"numpyro", "numba", "iceberg"},
     owners=OWNERS,
@@ -124,7 +126,7 @@ class HestonConfig(PriorConfig):
             asset=KEY,
             blocking=True,
             description="R-hat, bulk and tail ESS of all seven quantities, divergences, BFMI and, where weights are used, "
-            "Pareto k are within their limits.",
+            "Pareto k and the numerical error of the likelihood are within their limits.",
         ),
         dg.AssetCheckSpec(
             "in_sample_only",
@@ -191,6 +193,7 @@ def heston(
         posterior,
         path,
         {"symbol": symbol, "first_session": returns.sessions[0], "last_session": returns.sessions[-1]},
+        sessions=returns.sessions,
     )
     run = {"quant.run_id": context.run.run_id}
     # The fit first: draws without a fit would look accepted, a fit without draws is only an empty promise.
@@ -275,9 +278,10 @@ def _converged(posterior: "HestonPosterior") -> dg.AssetCheckResult:
             ),
             "divergences": diagnostics.divergences,
             "BFMI": diagnostics.bfmi,
-            # metadata holds no NaN and no infinity
-            "Pareto k": f"{diagnostics.pareto_k:.2f}",
-            "effective part of the weights": f"{diagnostics.weight_efficiency:.3f}",
+            # as text: metadata hold no infinity
+            "Pareto k": str(diagnostics.pareto_k),
+            "effective part of the weights": str(diagnostics.weight_efficiency),
+            "error of the log likelihood, nats": str(diagnostics.likelihood_error),
             "sampler": posterior.sampler,
         },
     )

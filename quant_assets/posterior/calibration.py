@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CODE_VERSION = (
-    1  # raise it when priors, filter, sampler or ranks change: outcomes of older code are not reused
+    2  # raise it when priors, filter, sampler or ranks change: outcomes of older code are not reused
 )
 PROGRESS_SECONDS = 5.0
 MOST_BINS = 20
@@ -258,8 +258,10 @@ def run_case(plan: CalibrationPlan, case: Case) -> Outcome:
         truth=truth,
         min_ess=min(*measured.ess_bulk.values(), *measured.ess_tail.values()) if measured else math.nan,
         max_r_hat=max(measured.r_hat.values()) if measured else math.nan,
-        pareto_k=measured.pareto_k if measured else math.nan,
-        weight_efficiency=measured.weight_efficiency if measured else math.nan,
+        pareto_k=math.nan if measured is None or measured.pareto_k is None else measured.pareto_k,
+        weight_efficiency=math.nan
+        if measured is None or measured.weight_efficiency is None
+        else measured.weight_efficiency,
         seconds=time.perf_counter() - start,
     )
 
@@ -404,7 +406,7 @@ class Judgement:
     Attributes:
         tests: two for every length and quantity.
         counts: sessions -> status -> datasets.
-        refusals: why datasets were refused or rerouted, without the numbers -> how many.
+        refusals: why datasets were refused or rerouted, without quantity and numbers -> how many of them.
         failures: one sentence for each thing that is wrong; empty: passed.
     """
 
@@ -521,16 +523,16 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[int, dict[str, int]]:
 
 
 def _refusals(outcomes: Sequence[Outcome]) -> dict[str, int]:
-    """Reasons with `#` for every number, the most frequent first."""
+    """Reasons with `#` for every number, whatever the quantity, the most frequent first."""
     import re
 
-    number = re.compile(r"(?<![A-Za-z_])-?(\d[\d.,]*\d|\d)(e-?\d+)?%?")
-    counts = Counter(
-        number.sub("#", reason)
-        for o in outcomes
-        if o.reason
-        for reason in dict.fromkeys(o.reason.split("; "))
-    )
+    quantity = re.compile(rf" of ({'|'.join(QUANTITIES)}) is ")
+    number = re.compile(r"(?<![A-Za-z_])-?(\d[\d.,]*\d|\d)(e[-+]?\d+)?%?")
+    counts: Counter[str] = Counter()
+    for outcome in outcomes:
+        plain = number.sub("#", quantity.sub(" is ", outcome.reason))
+        # once for each dataset
+        counts.update(list(dict.fromkeys(reason for reason in plain.split("; ") if reason)))
     return dict(counts.most_common())
 
 

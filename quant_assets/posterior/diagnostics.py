@@ -24,6 +24,7 @@ class Limits:
         divergences: the largest allowed part of draws that diverged.
         bfmi: energy Bayesian fraction of missing information, the smallest allowed over chains.
         pareto_k: shape of the tail of the importance weights, the largest allowed.
+        likelihood_error: sd of the log likelihood's error over posterior draws, nats, the largest allowed.
     """
 
     r_hat: float = 1.01
@@ -31,11 +32,12 @@ class Limits:
     divergences: float = 0.0
     bfmi: float = 0.3
     pareto_k: float = 0.7
+    likelihood_error: float = 0.3
 
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What `Limits` judges. `pareto_k` and `weight_efficiency` are NaN where no weights are used.
+    """What `Limits` judges. The last three are of the marginal sampler; None for the latent one.
 
     Attributes:
         r_hat, ess_bulk, ess_tail: by quantity.
@@ -44,6 +46,8 @@ class Diagnostics:
         bfmi: the smallest over chains.
         pareto_k: of the importance weights.
         weight_efficiency: effective part of the weighted draws, 1 for equal weights.
+        likelihood_error: the log likelihood against one on a lattice twice as fine that cuts next to nothing, sd over
+            some of the draws, nats.
     """
 
     r_hat: dict[str, float]
@@ -52,8 +56,9 @@ class Diagnostics:
     divergences: int
     draws: int
     bfmi: float
-    pareto_k: float = float("nan")
-    weight_efficiency: float = float("nan")
+    pareto_k: float | None = None
+    weight_efficiency: float | None = None
+    likelihood_error: float | None = None
 
     def failures(self, limits: Limits) -> list[str]:
         """One sentence for each limit that is broken, with the value; empty for a fit that can be believed."""
@@ -70,7 +75,12 @@ class Diagnostics:
             failed.append(f"{self.divergences} of {self.draws} draws diverged")
         if not self.bfmi >= limits.bfmi:
             failed.append(f"BFMI is {self.bfmi:.2f}, below {limits.bfmi}")
-        if self.pareto_k > limits.pareto_k:
+        if self.likelihood_error is not None and not self.likelihood_error <= limits.likelihood_error:
+            failed.append(
+                f"the log likelihood is off by {self.likelihood_error:.2f} nats from draw to draw, above "
+                f"{limits.likelihood_error}"
+            )
+        if self.pareto_k is not None and not self.pareto_k <= limits.pareto_k:
             failed.append(f"Pareto k of the weights is {self.pareto_k:.2f}, above {limits.pareto_k}")
         return failed
 
@@ -86,11 +96,14 @@ def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float, float]:
         Weights of that shape that sum to 1; Pareto k (below 0.7 the weighted draws can be believed); the effective
         part of the draws, 1 / (N sum of squared weights).
 
-    Draws whose weights differ by less than rounding need no smoothing: k is then -inf, which is below any limit.
+    Draws whose weights differ by less than rounding need no smoothing: k is then -inf, which is below any limit. Where every
+    weight is 0, k is inf.
     """
     import arviz
 
     flat = np.where(np.isfinite(log_weights), log_weights, -np.inf).ravel()
+    if not np.isfinite(flat.max()):
+        return np.full(log_weights.shape, 1 / flat.size), np.inf, 0.0
     flat = flat - flat.max()
     if np.ptp(flat) < 1e-6:
         k = -np.inf
@@ -107,8 +120,9 @@ def diagnose(
     draws: dict[str, np.ndarray],
     divergences: int,
     energy: np.ndarray,
-    pareto_k: float = float("nan"),
-    weight_efficiency: float = float("nan"),
+    pareto_k: float | None = None,
+    weight_efficiency: float | None = None,
+    likelihood_error: float | None = None,
 ) -> Diagnostics:
     """Diagnostics of draws (each (chains, draws)) with the energy (chains, draws) that NUTS reports."""
     import arviz
@@ -124,4 +138,5 @@ def diagnose(
             bfmi=float(np.min(arviz.bfmi(energy))),
             pareto_k=pareto_k,
             weight_efficiency=weight_efficiency,
+            likelihood_error=likelihood_error,
         )

@@ -33,8 +33,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from quant_assets.posterior.diagnostics import Diagnostics, Limits, diagnose, pareto_smoothed
-from quant_assets.posterior.priors import DT_YEARS, PARAMETERS, HestonPriors
-from quant_assets.posterior.variance_filter import filter_returns
+from quant_assets.posterior.priors import DT_YEARS, PARAMETERS, HestonError, HestonPriors
+from quant_assets.posterior.variance_filter import FINEST_NEGLIGIBLE, STEP, filter_returns
 
 DIMENSIONS = len(PARAMETERS)
 DEGREE = 4  # of the surrogate; even, so that it can fall off to all sides
@@ -45,11 +45,11 @@ TEMPERATURE = 1.15  # of the surrogate: flattening costs 4 % of the draws and ke
 TAIL = 0.35  # beyond the points the surrogate falls off as exp(-0.35 |z|²), a little slower than a normal
 FEWEST_RETURNS = 250
 LONGEST_STALE_RUN = 10
+MOST_ZEROS = 0.5  # part of the returns
+STARTS = 100  # prior draws among which the search for the mode begins
+FARTHEST_MODE = 5.0  # in sds of the prior
+PROBES = 48  # draws whose likelihood is computed again on a much finer lattice
 Progress = Callable[[str], None]
-
-
-class HestonError(ValueError):
-    """Returns or settings that no posterior can come from. The message names the thing, its value and the way out."""
 
 
 class FitRefused(RuntimeError):
@@ -153,8 +153,14 @@ def check_returns(returns: np.ndarray, priors: HestonPriors) -> np.ndarray:
             f"{runs[worst]} zero returns in a row from return {changes[2 * worst]}: a price that stands still for weeks "
             f"is stale, not calm (at most {LONGEST_STALE_RUN - 1} are allowed); cut the halt out of the window"
         )
+    zeros = float((returns == 0).mean())
+    if zeros > MOST_ZEROS:
+        raise HestonError(
+            f"{zeros:.0%} of the returns are zero (at most {MOST_ZEROS:.0%} are allowed): a price that hardly trades says little "
+            "about its variance; use weekly returns or another symbol"
+        )
     volatility = 1.4826 * np.median(np.abs(returns - np.median(returns))) / np.sqrt(DT_YEARS)
-    if volatility > 4.0:
+    if volatility > 2.5:
         raise HestonError(
             f"the returns' typical volatility is {volatility:.0%} a year: they look like percent; divide by 100"
         )
@@ -293,7 +299,14 @@ def _find_mode(
     """Mode, and the lower Cholesky factor of the inverse Hessian there (by differences of the score)."""
     from scipy.optimize import minimize
 
-    mode = minimize(negative_log_posterior, start, jac=True, method="BFGS", options={"gtol": 0.05}).x
+    mode = minimize(
+        negative_log_posterior,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(-FARTHEST_MODE, FARTHEST_MODE)] * DIMENSIONS,
+        options={"gtol": 0.05},
+    ).x
     distance = 0.02
     hessian = np.array(
         [
@@ -372,10 +385,16 @@ def _sample_marginal(
         slope = at.score[0] * priors.jacobian(x[None])[0]
         return -(at.log_likelihood[0] - 0.5 * x @ x), -(slope - x)
 
-    start = np.zeros(DIMENSIONS)
+    # The search begins at the best of some prior draws: from one point alone it can run away where a crash rules.
+    starts = random.standard_normal((STARTS, DIMENSIONS))
     # theta: what the sample variance says, as far as the prior can follow
-    start[2] = np.clip(np.log(np.var(returns) / DT_YEARS / priors.theta_median) / priors.theta_log_sd, -3, 3)
-    mode, factor = _find_mode(negative_log_posterior, start)
+    starts[0] = 0
+    starts[:, 2] = np.clip(
+        np.log(np.var(returns) / DT_YEARS / priors.theta_median) / priors.theta_log_sd + 0.5 * starts[:, 2],
+        -3,
+        3,
+    )
+    mode, factor = _find_mode(negative_log_posterior, starts[np.nanargmax(log_posterior(starts))])
     clock.lap("mode")
     points, values, centre, factor = _spread_points(log_posterior, mode, factor, random)
     clock.lap("points")
@@ -410,7 +429,13 @@ def _sample_marginal(
     picked = np.take_along_axis(index, _resample_in_order(weights, random), axis=1)
     draws = dict(zip(PARAMETERS, priors.parameters(x[picked]), strict=True))
     draws["v0"], draws["v_T"] = exact.ends[picked, 0], exact.ends[picked, 1]
-    diagnostics = diagnose(draws, int(divergent.sum()), energy, pareto_k, efficiency)
+    # What the weights cannot see: an error of the likelihood itself. A constant one would not matter.
+    probed = x[random.choice(picked.ravel(), PROBES)]
+    finer = filtered(probed, step=STEP / 2, negligible=FINEST_NEGLIGIBLE).log_likelihood
+    with np.errstate(invalid="ignore"):
+        likelihood_error = float(np.std(filtered(probed).log_likelihood - finer))
+    clock.lap("probes")
+    diagnostics = diagnose(draws, int(divergent.sum()), energy, pareto_k, efficiency, likelihood_error)
     clock.lap("diagnostics")
     return HestonPosterior(
         draws,
@@ -491,7 +516,7 @@ def _sample_latent(
 
     clock = _Clock()
     mcmc = MCMC(
-        NUTS(heston_model, init_strategy=latent_start(returns, priors), target_accept_prob=0.9),
+        NUTS(heston_model, init_strategy=latent_start(returns, priors), dense_mass=[("x",)]),
         num_warmup=settings.warmup,
         num_samples=settings.draws,
         num_chains=settings.chains,

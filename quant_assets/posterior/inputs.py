@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quant_assets.features.tables import TECHNICAL
-from quant_assets.posterior.heston import HestonError
+from quant_assets.posterior.priors import HestonError
 from quant_resources.iceberg import Warehouse
 
 

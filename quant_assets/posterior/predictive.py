@@ -394,8 +394,8 @@ def to_inference_data(
 
     Args:
         posterior: what to keep.
-        attrs: more attributes of the container (symbol, code version ...); numbers and text as they are, all else as
-            JSON. They win over ours.
+        attrs: more attributes of the container (symbol, code version ...); numbers and text as they are,
+            dictionaries, lists, True, False and None as JSON, all else (a date) as its text. They win over ours.
         sessions: (T,) dates of the returns; 0..T-1 when None.
     """
     import arviz
@@ -437,10 +437,12 @@ def to_inference_data(
 
 
 def _attribute(value: object) -> str | int | float:
-    """What a NetCDF attribute can hold."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        return value
-    return json.dumps(_strict(value), default=str)
+    """What a NetCDF attribute can hold: numbers and text as they are, containers as JSON, a date as its text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool | Mapping | list | tuple) or value is None:
+        return json.dumps(_strict(value), default=str)
+    return value if isinstance(value, str | int | float) else str(value)
 
 
 def _strict(value: Any) -> Any:

@@ -17,6 +17,10 @@ QUANTITIES = (*PARAMETERS, "v0", "v_T")
 DT_YEARS = 1 / 252
 
 
+class HestonError(ValueError):
+    """Returns, priors or settings that no posterior can come from. The message names the thing, its value and the way out."""
+
+
 class HestonParameters(NamedTuple):
     """Draws of the parameters; every field an array of the same shape (numpy or JAX).
 
@@ -61,9 +65,10 @@ class HestonPriors:
         for field in fields(self):
             value = getattr(self, field.name)
             if not np.isfinite(value) or (field.name != "mu_mean" and value <= 0):
-                raise ValueError(f"prior {field.name} = {value}: it must be a finite number above 0")
+                above = "" if field.name == "mu_mean" else " above 0"
+                raise HestonError(f"prior {field.name} = {value}: it must be a finite number{above}")
         if self.variance_floor > 0.1 * self.theta_median:
-            raise ValueError(
+            raise HestonError(
                 f"variance_floor = {self.variance_floor} is not far below theta_median = {self.theta_median}; "
                 "lower the floor or raise the prior of theta"
             )

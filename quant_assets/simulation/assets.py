@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import datetime as dt
 
     import pyarrow as pa
+    from dagster import DagsterLogManager
 
-    from quant_assets.simulation.intraday import IntradayDays, IntradayModel
+    from quant_assets.simulation.intraday import IntradayDays, IntradayModel, RealDays
 
 GROUP = "simulation"
 OWNERS = ["team:research"]
@@ -54,7 +55,10 @@ class IntradayConfig(dg.Config):
     "that draw's v_T on: mid (dollars), quoted spread (dollars), traded and expected volume (shares), variance (per year). "
     "What comes after the posterior's last session, as it could be known at that close. A path buffer (Parquet, one row per "
     "day) in QUANT_HOME/simulation/intraday_paths/; agents train on it.",
-    deps=[dg.AssetKey(["posterior", "heston"]), dg.AssetKey(["market", "bars"])],
+    deps=[
+        dg.AssetKey(["posterior", "heston"]),
+        dg.AssetDep(["market", "bars"], partition_mapping=dg.AllPartitionMapping()),
+    ],
     partitions_def=SYMBOLS,
     kinds={"jax", "parquet"},
     owners=OWNERS,
@@ -77,7 +81,7 @@ def intraday_paths(
 
     from quant_assets.posterior.priors import HestonParameters
     from quant_assets.simulation import plots
-    from quant_assets.simulation.intraday import iterate_days, real_days
+    from quant_assets.simulation.intraday import iterate_days
     from quant_assets.simulation.transitions import PathInfo, read_paths, write_paths
 
     symbol = context.partition_key
@@ -100,8 +104,8 @@ def intraday_paths(
     # The days come after `last`, so v_T is where they start.
     columns = (*HestonParameters._fields[:-1], "v_T")
     parameters = HestonParameters(*(chosen[name].to_numpy() for name in columns))
-    real = _minute_bars(warehouse, symbol)
-    model, mid0 = _model(warehouse, symbol, last, real, config.spread_bps)
+    real = _minute_bars(warehouse, symbol, last)
+    model, mid0 = _model(warehouse, symbol, last, real, config.spread_bps, context.log)
     path = warehouse.home / GROUP / "intraday_paths" / f"{symbol}.parquet"
     info = PathInfo(
         model=model,
@@ -112,22 +116,19 @@ def intraday_paths(
     days = iterate_days(
         parameters, days_per_draw=config.days_per_draw, seed=seed, mid0=mid0, model=model, draw_ids=ids
     )
-    # Judged before anything is written: chunks are counted on their way into the file.
-    judged = _Judged(model, [])
-    written = write_paths(path, judged.through(days), info)
-    problems = judged.problems(count * config.days_per_draw)
-    yield dg.AssetCheckResult(
-        check_name="days_follow_the_posterior",
-        passed=not problems,
-        description="; ".join(problems) or None,
-        metadata={"figures": markdown_table(judged.rows)},
-    )
-    if problems:
-        path.unlink()
-        raise dg.Failure(f"{symbol}: {'; '.join(problems)}. The file was removed.", allow_retries=False)
+    # Judged while the file is written under another name; an exception leaves the earlier file as it was.
+    judged = _Judged(model, count * config.days_per_draw)
+    try:
+        written = write_paths(path, judged.through(days), info)
+    except _NotThePosterior as error:
+        yield judged.result()
+        raise dg.Failure(
+            f"{symbol}: {error}. Nothing was written; an earlier file is as it was.", allow_retries=False
+        ) from error
+    yield judged.result()
     context.log.info("%s: %d days of %d minutes from %s on", symbol, written, model.minutes, last)
     stored = read_paths(path).days
-    shown = real_days(real, model.minutes) if real is not None else None
+    shown = _real_days(real, model.minutes)
     yield dg.MaterializeResult(
         metadata={
             "dagster/partition_row_count": written,
@@ -154,76 +155,88 @@ def intraday_paths(
     )
 
 
-class _Judged:
-    """What the check needs of days that pass by in chunks."""
+class _NotThePosterior(ValueError):
+    """Simulated days that do not follow the draws."""
 
-    def __init__(self, model: "IntradayModel", rows: list[dict[str, object]]) -> None:
-        self.model, self.rows = model, rows
-        self._ids: list[int] = []
-        self._bad: list[str] = []
-        self._z: dict[str, list[float]] = {"mean variance": [], "squared return": []}
-        self._expected: list[float] = []
+
+class _Judged:
+    """The check on days that pass by in chunks."""
+
+    def __init__(self, model: "IntradayModel", wanted: int) -> None:
+        self.model, self.wanted = model, wanted
+        self.rows: list[dict[str, object]] = []
+        self.problems: list[str] = []
 
     def through(self, chunks: "Iterator[IntradayDays]") -> "Iterator[IntradayDays]":
-        """The chunks, unchanged."""
+        """The chunks, unchanged, and at their end the verdict.
+
+        Raises:
+            _NotThePosterior: with every problem.
+        """
         import numpy as np
 
         from quant_assets.posterior.priors import DT_YEARS
+        from quant_assets.simulation.intraday import expected_variance
 
+        seen, expected = 0, []
+        simulated: dict[str, list[np.ndarray]] = {"mean variance": [], "squared return": []}
         for days in chunks:
             p = days.parameters
-            # E[mean of v over the session], and the drift's share in the return is below anything seen here
-            decay = -np.expm1(-p.kappa * DT_YEARS) / np.maximum(p.kappa * DT_YEARS, 1e-12)
-            expected = p.theta + (p.v0 - p.theta) * decay
-            change = np.log(days.mid[:, -1] / days.mid[:, 0]) - (p.mu - expected / 2) * DT_YEARS
-            self._expected += list(expected)
-            self._z["mean variance"] += list(days.variance.mean(axis=1))
-            self._z["squared return"] += list(change**2 / DT_YEARS)
-            self._ids += list(days.draw_id)
+            implied = expected_variance(self.model, p)
+            change = np.log(days.mid[:, -1] / days.mid[:, 0]) - (p.mu - implied / 2) * DT_YEARS
+            expected.append(implied)
+            simulated["mean variance"].append(days.variance.mean(axis=1))
+            simulated["squared return"].append(change**2 / DT_YEARS)
+            seen += days.days
             if days.variance.min() < 0:
-                self._bad.append(f"a variance of {days.variance.min():.3g} is negative")
+                self.problems.append(f"a variance of {days.variance.min():.3g} is negative")
             if days.spread.min() < self.model.tick_dollars * (1 - 1e-9):
-                self._bad.append(f"a spread of {days.spread.min():.3g} dollars is below a tick")
+                self.problems.append(f"a spread of {days.spread.min():.3g} dollars is below a tick")
             yield days
-
-    def problems(self, wanted: int) -> list[str]:
-        """Sentences; empty when all is well."""
-        import numpy as np
-
-        problems = list(dict.fromkeys(self._bad))
-        if len(self._ids) != wanted:
-            problems.append(f"{len(self._ids)} days were simulated, {wanted} asked for")
-        expected = np.array(self._expected)
-        for name, values in self._z.items():
-            difference = np.array(values) - expected
+        if seen != self.wanted:
+            self.problems.append(f"{seen} days were simulated, {self.wanted} asked for")
+        for name, values in simulated.items():
+            difference = np.concatenate(values) - np.concatenate(expected)
             error = difference.std() / np.sqrt(len(difference))
             z = float(difference.mean() / error) if error > 0 else 0.0
             self.rows.append(
                 {
                     "per year": name,
-                    "simulated": float(np.mean(values)),
-                    "implied by the draws": float(expected.mean()),
+                    "simulated": float(np.concatenate(values).mean()),
+                    "implied by the draws": float(np.concatenate(expected).mean()),
                     "standard errors apart": z,
                 }
             )
             if not abs(z) <= LARGEST_Z:
-                problems.append(f"the {name} is {z:.1f} standard errors from what the draws imply")
-        self.rows.append(
-            {
-                "per year": "draws with days",
-                "simulated": float(len(set(self._ids))),
-                "implied by the draws": float(len(set(self._ids))),
-                "standard errors apart": 0.0,
-            }
+                self.problems.append(f"the {name} is {z:.1f} standard errors from what the draws imply")
+        if self.problems:
+            raise _NotThePosterior("; ".join(dict.fromkeys(self.problems)))
+
+    def result(self) -> dg.AssetCheckResult:
+        """For Dagster."""
+        return dg.AssetCheckResult(
+            check_name="days_follow_the_posterior",
+            passed=not self.problems,
+            description="; ".join(dict.fromkeys(self.problems)) or None,
+            metadata={"figures": markdown_table(self.rows)},
         )
-        return problems
 
 
-def _minute_bars(warehouse: Warehouse, symbol: str) -> "pa.Table | None":
-    """Stored minute bars of the symbol; None where there are none."""
+def _real_days(bars: "pa.Table | None", minutes: int) -> "RealDays | None":
+    """Real days to draw beside the simulated ones; None where no whole session is stored."""
+    from quant_assets.simulation.intraday import real_days
+
+    try:
+        return real_days(bars, minutes) if bars is not None else None
+    except ValueError:  # half days alone; what is wrong with bars, their own checks say
+        return None
+
+
+def _minute_bars(warehouse: Warehouse, symbol: str, last: "dt.date") -> "pa.Table | None":
+    """The symbol's minute bars of the newest sessions up to `last`; None where there are none."""
     import pyarrow.compute as pc
 
-    bars = warehouse.read(MINUTE_BARS)
+    bars = warehouse.read(MINUTE_BARS, CALENDAR.shift(last, -LIQUIDITY_SESSIONS), last)
     bars = bars.filter(pc.equal(bars["symbol"], symbol))
     return bars if bars.num_rows else None
 
@@ -234,6 +247,7 @@ def _model(
     last: "dt.date",
     real: "pa.Table | None",
     spread_bps: float | None,
+    log: "DagsterLogManager",
 ) -> "tuple[IntradayModel, float]":
     """The symbol's day and its last close, from what was known at the close of `last`."""
     from dataclasses import replace
@@ -257,9 +271,18 @@ def _model(
     # shares of today's kind: a split within the window changes what a share is
     volume = float(np.mean(series.volume * np.cumprod(series.split_factor[::-1])[::-1] / series.split_factor))
     model = replace(IntradayModel(), mean_volume_shares=volume, reference_volatility=max(volatility, 0.02))
-    known = real.filter(pc.less_equal(real["session"], last)) if real is not None else None
-    if known is not None and known.num_rows:
-        model = calibrate(known, model)
+    if real is not None:
+        try:
+            shapes = calibrate(real, model)
+        except ValueError as error:  # bars without quotes, half days alone: the default shapes say more
+            log.warning("%s: the day's shapes stay the default's, minute bars cannot tell: %s", symbol, error)
+        else:
+            # Level from the daily bars: minute bars have no auctions, and other shares before a split.
+            model = replace(
+                shapes,
+                mean_volume_shares=model.mean_volume_shares,
+                reference_volatility=model.reference_volatility,
+            )
     if spread_bps is not None:
         model = replace(model, spread_bps=spread_bps)
     return model, float(series.close[-1])

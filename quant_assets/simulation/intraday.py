@@ -334,6 +334,20 @@ def iterate_days(
     return days()
 
 
+def expected_variance(model: IntradayModel, parameters: HestonParameters) -> np.ndarray:
+    """Mean over the session of f E[v_t], per year, one per draw: what the days' variances are around.
+
+    Not quite the mean of E[v_t]: where v reverts during the session, the shape weighs its beginning more.
+    """
+    t = np.linspace(0, SESSION_YEARS, model.minutes + 1)
+    kappa, theta, v0 = (
+        np.asarray(values, dtype=np.float64)[..., None]
+        for values in (parameters.kappa, parameters.theta, parameters.v0)
+    )
+    v = theta + (v0 - theta) * np.exp(-kappa * t)
+    return (model.variance_shape.factors(model.minutes) * (v[..., 1:] + v[..., :-1]) / 2).mean(axis=-1)
+
+
 def join_days(chunks: list[IntradayDays]) -> IntradayDays:
     """Chunks one after the other."""
     if not chunks:

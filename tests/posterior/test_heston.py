@@ -163,6 +163,7 @@ def test_priors_map_normals_to_the_distributions_they_name() -> None:
 # ----------------------------------------------------------------------------------------------- the right posterior
 
 
+@pytest.mark.slow
 def test_the_truth_is_inside_the_posterior_of_simulated_returns() -> None:
     returns, variance = simulate(2000)
     posterior = fit(returns, settings=QUICK)
@@ -257,7 +258,7 @@ def test_both_samplers_agree_on_real_returns() -> None:
     marginal = fit(returns, priors, QUICK)
     assert (latent.sampler, marginal.sampler) == ("latent", "marginal")
     assert latent.draws["mu"].shape == (2, 300)
-    assert math.isnan(latent.diagnostics.pareto_k)
+    assert latent.diagnostics.pareto_k is None
     for name in QUANTITIES:
         ours, theirs = marginal.draws[name], latent.draws[name]
         allowed = 4 * math.hypot(monte_carlo_error(ours), monte_carlo_error(theirs))
@@ -472,7 +473,7 @@ def test_the_first_surrogate_is_mended_with_the_draws_it_got_wrong(
         assert ours.mean() == pytest.approx(theirs.mean(), abs=allowed), name
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_pure_noise_is_fitted_or_refused_but_never_by_an_exploding_euler_step(seed: int) -> None:
     returns = np.random.default_rng(seed).normal(0, 0.01, 250)
     posterior = fit(returns, settings=QUICK)
@@ -571,3 +572,23 @@ def test_the_latent_model_is_the_density_that_the_filter_integrates(seed: int) -
     values = {"x": jnp.asarray(x), "log_excess": jnp.log(jnp.asarray(v - floor))}
     found, _ = log_density(heston.heston_model, (jnp.asarray(returns), PRIORS), {}, values)
     assert float(found) == pytest.approx(expected, rel=2e-4, abs=0.05)
+
+
+def test_an_error_of_the_likelihood_itself_is_noticed(
+    short: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights cannot see it: they compare the surrogate with the same wrong likelihood."""
+    exact = filter_returns
+
+    def coarse(*given: Any, step: float = 2.5, **options: Any) -> Any:
+        return exact(*given, step=step, **options)
+
+    monkeypatch.setattr(heston, "filter_returns", coarse)
+    with pytest.raises(FitRefused, match="the log likelihood is off by"):
+        fit(short, settings=QUICK)
+
+
+def test_a_price_that_hardly_trades_is_refused() -> None:
+    returns = np.where(np.arange(400) % 10 == 9, make_noise(400), 0.0)
+    with pytest.raises(HestonError, match="90% of the returns are zero"):
+        fit(returns)

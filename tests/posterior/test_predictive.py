@@ -1,6 +1,7 @@
 """Posterior-predictive checks that pass on the model's own data and fail on other data, re-weighting against a second
 fit, and the NetCDF file."""
 
+import datetime as dt
 import json
 import pickle
 import signal
@@ -166,8 +167,8 @@ def test_the_same_prior_changes_nothing(posterior: HestonPosterior) -> None:
         draws = posterior.draws[name]
         mean, low, high, error = again.intervals[name]
         assert mean == pytest.approx(draws.mean(), rel=1e-12)
-        assert np.mean(draws < low) == pytest.approx(0.05, abs=2 / draws.size)
-        assert np.mean(draws > high) == pytest.approx(0.05, abs=2 / draws.size)
+        assert np.mean(draws < low) == pytest.approx(0.05, abs=0.006)  # resampled draws repeat
+        assert np.mean(draws > high) == pytest.approx(0.05, abs=0.006)  # resampled draws repeat
         assert error == pytest.approx(arviz.mcse(draws, method="mean").item(), rel=0.01)
         assert again.shifts[name] == pytest.approx(0, abs=1e-9)
 
@@ -217,7 +218,8 @@ def test_an_absurd_prior_has_no_numbers(posterior: HestonPosterior) -> None:
     assert not result.reliable
     assert result.pareto_k > 0.7
     assert result.intervals == result.shifts == {}
-    assert "re-weighting is not enough" in result.trouble
+    assert result.trouble.startswith("Pareto k ")
+    assert "re-weighting is not enough, fit with these priors" in result.trouble
     row = result.as_row()
     assert row["note"] == result.trouble
     assert all(row[name] == "–" for name in QUANTITIES)  # noqa: RUF001
@@ -225,10 +227,13 @@ def test_an_absurd_prior_has_no_numbers(posterior: HestonPosterior) -> None:
 
 def test_few_effective_draws_have_no_numbers(posterior: HestonPosterior) -> None:
     """A prior that cuts a slice out of the posterior: weights are bounded (k is low), but little is left."""
-    at = float(posterior.draws["mu"].mean())
-    narrow = replace(HestonPriors(), mu_mean=at, mu_sd=0.003)
+    at = float(np.median(posterior.draws["mu"]))
+    narrow = replace(HestonPriors(), mu_mean=at, mu_sd=0.008)
     _, result = predictive.prior_sensitivity(posterior, {"narrow": narrow})
-    assert not result.reliable
+    assert result.pareto_k < 0.6
+    assert result.trouble.endswith(
+        "effective draws are left: re-weighting is not enough, fit with these priors"
+    )
     assert result.intervals == {}
 
 
@@ -277,7 +282,10 @@ def test_smoothed_volatility_covers_the_path_that_made_the_data(posterior: Hesto
 def test_netcdf_round_trip(posterior: HestonPosterior, tmp_path: Path) -> None:
     sessions = pd.bdate_range("2020-01-01", periods=400).to_numpy()
     path = predictive.write_netcdf(
-        posterior, tmp_path / "new" / "AAPL.nc", {"symbol": "AAPL", "source": ["sample"]}, sessions
+        posterior,
+        tmp_path / "new" / "AAPL.nc",
+        {"symbol": "AAPL", "source": ["sample"], "first_session": dt.date(2020, 1, 1), "rows": np.int64(400)},
+        sessions,
     )
     assert [file.name for file in path.parent.iterdir()] == ["AAPL.nc"]
     back = arviz.from_netcdf(str(path), engine="h5netcdf")
@@ -295,6 +303,7 @@ def test_netcdf_round_trip(posterior: HestonPosterior, tmp_path: Path) -> None:
     assert {k: float(v) for k, v in back.constant_data.items()} == HestonPriors().as_dict()
     assert (back.attrs["symbol"], back.attrs["sampler"], int(back.attrs["seed"])) == ("AAPL", "marginal", 1)
     assert json.loads(back.attrs["source"]) == ["sample"]
+    assert (back.attrs["first_session"], int(back.attrs["rows"])) == ("2020-01-01", 400)
     assert json.loads(back.attrs["diagnostics"])["ess_bulk"] == posterior.diagnostics.ess_bulk
     assert json.loads(back.attrs["settings"])["limits"]["ess"] == LOOSE.ess
     # what ArviZ says of the file is what we said of the fit

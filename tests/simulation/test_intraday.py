@@ -18,6 +18,7 @@ from quant_assets.simulation.intraday import (
     IntradayModel,
     UShape,
     calibrate,
+    expected_variance,
     iterate_days,
     join_days,
     real_days,
@@ -84,13 +85,6 @@ def half_hours(values: np.ndarray) -> np.ndarray:
     return np.nanmean(values.reshape(len(values), 13, 30), axis=2)
 
 
-def expected_variance(model: IntradayModel, p: HestonParameters) -> float:
-    """Mean over the session of f E[v_t], per year."""
-    t = np.linspace(0, SESSION_YEARS, model.minutes + 1)
-    v = p.theta + (p.v0 - p.theta) * np.exp(-p.kappa * t)
-    return float((model.variance_shape.factors(model.minutes) * (v[1:] + v[:-1]) / 2).mean())
-
-
 def bars_of(days: IntradayDays) -> pa.Table:
     """Simulated days as minute bars that a vendor might send."""
     start = np.datetime64("2024-01-02T14:30", "us") + np.arange(days.days) * np.timedelta64(1, "D")
@@ -116,7 +110,10 @@ def bars_of(days: IntradayDays) -> pa.Table:
 
 
 def test_a_day_has_the_variance_of_the_posterior(days: IntradayDays) -> None:
-    expected = expected_variance(MODEL, SHARE)
+    t = np.linspace(0, SESSION_YEARS, 391)
+    v = SHARE.theta + (SHARE.v0 - SHARE.theta) * np.exp(-SHARE.kappa * t)
+    expected = float((MODEL.variance_shape.factors(390) * (v[1:] + v[:-1]) / 2).mean())
+    assert expected_variance(MODEL, SHARE) == pytest.approx(expected)
     # v stays near v_T within a day, and a U-shape of mean 1 moves the variance of the day by next to nothing.
     assert expected == pytest.approx(SHARE.v0, rel=0.01)
     assert standard_errors(days.variance.mean(axis=1), expected) < 3.5
@@ -302,6 +299,7 @@ def test_other_sessions() -> None:
     model = replace(MODEL, minutes=78, volume_shape=UShape(0.0, 1.0, 0.0, 1.0))
     days = simulate_days(several(4), days_per_draw=2, seed=1, mid0=50.0, model=model)
     assert days.mid.shape == (8, 79)
+    assert expected_variance(model, days.parameters).shape == (8,)
     assert days.expected_volume_shares == pytest.approx(MODEL.mean_volume_shares / 78)
 
 
