@@ -7,10 +7,10 @@ BIN     := $(VENV)/bin
 export QUANT_HOME ?= $(CURDIR)/.quant
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain backtest test lint format dev mlflow bench clean
+.PHONY: help setup demo chain posterior calibrate backtest test lint format dev mlflow bench clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-8s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-9s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The stamp depends on what decides the environment, so a changed lock installs again and nothing else does.
 $(VENV)/.installed: pyproject.toml requirements.lock
@@ -29,11 +29,17 @@ demo: $(VENV)/.installed ## run the whole chain on the sample, then five nights,
 chain: $(VENV)/.installed ## the main job on your own source (FIRST=2022-03-03 LAST=2024-12-31)
 	@$(BIN)/python -m quant_assets.launch chain_job $(if $(FIRST),--first $(FIRST)) $(if $(LAST),--last $(LAST))
 
+posterior: $(VENV)/.installed ## Heston posteriors and simulated days, one run per symbol (SYMBOLS=AAPL,IBM)
+	@$(BIN)/python -m quant_assets.launch posterior_job $(if $(SYMBOLS),--symbols $(SYMBOLS))
+
+calibrate: $(VENV)/.installed ## simulation-based calibration of the Heston sampler (resumable; about ten minutes on two cores)
+	@$(BIN)/python -m quant_assets.launch calibration_job
+
 backtest: $(VENV)/.installed ## parameter sweep, every strategy's backtest, tear sheets
 	@$(BIN)/python -m quant_assets.launch backtest_job
 
 test: $(VENV)/.installed ## run the tests (PYTEST_ARGS="-k bars" narrows)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed ## formatting, lint, types, import floors
 	@$(BIN)/ruff format --check .

@@ -22,6 +22,7 @@ import dagster as dg
 from quant_resources.settings import Settings, SettingsError, creating, ensure_home, load_settings
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+PROGRESS_SECONDS = 5.0
 RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 
@@ -53,12 +54,23 @@ def run_job(
     """Run a job in this process and print each step as it ends; `ops` holds the config of assets by op name."""
     run_id = str(uuid.uuid4())
     started: dict[str, float] = {}
+    told: dict[str, float] = {}
     checks: dict[str, list[bool]] = {}
     newest = partition_key or tags.get(RANGE_TAGS[1])
 
     def progress(entry: dg.EventLogEntry, _cursor: object = None) -> None:
         event = entry.dagster_event
-        if event is None or event.step_key is None:
+        if event is None:
+            # What an asset says of its progress, not more often than somebody would want to read it.
+            now = time.monotonic()
+            if (
+                entry.step_key
+                and now - told.get(entry.step_key, started.get(entry.step_key, now)) >= PROGRESS_SECONDS
+            ):
+                told[entry.step_key] = now
+                print(f"    {entry.user_message}", flush=True)
+            return
+        if event.step_key is None:
             return
         kind = event.event_type
         if kind == dg.DagsterEventType.STEP_START:

@@ -112,6 +112,14 @@ def bar() -> Callable[..., dict[str, object]]:
     return make
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two workers share the suite by file; everything that needs the filled home stays in one, so that it is filled once."""
+    for item in items:
+        shared = "chain" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("chain" if shared else item.path.name))
+    items.sort(key=lambda item: "chain" not in getattr(item, "fixturenames", ()))
+
+
 class Chain:
     """A filled home: definitions, instance, where things are, and what it was filled with."""
 

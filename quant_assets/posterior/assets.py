@@ -44,6 +44,8 @@ class PriorConfig(dg.Config):
     sigma_median: float = 0.5
     sigma_log_sd: float = 0.6
     variance_floor: float = 1e-4
+    v0_median: float | None = None
+    v0_log_sd: float = 0.7
 
     def priors(self) -> "HestonPriors":
         """As the pure modules take them."""

@@ -208,7 +208,9 @@ def simulate_case(plan: CalibrationPlan, case: Case) -> tuple[np.ndarray, dict[s
     )
     x = np.random.default_rng(for_truth).standard_normal((1, DIMENSIONS))
     matrix = np.stack(plan.priors.parameters(x), axis=-1)
-    returns, variances = simulate_returns(matrix, case.sessions, plan.priors.variance_floor, for_returns)
+    returns, variances = simulate_returns(
+        matrix, case.sessions, plan.priors.variance_floor, for_returns, plan.priors.own_v0
+    )
     truth = [*matrix[0], variances[0, 0], variances[0, -1]]
     return returns[0], {name: float(v) for name, v in zip(QUANTITIES, truth, strict=True)}, for_fit
 

@@ -375,7 +375,14 @@ def _sample_marginal(
 
     def filtered(x: np.ndarray, **options: Any) -> Any:
         matrix = np.stack(priors.parameters(x), axis=-1)
-        return filter_returns(returns, matrix, priors.variance_floor, threads=settings.threads, **options)
+        return filter_returns(
+            returns,
+            matrix,
+            priors.variance_floor,
+            own_v0=priors.own_v0,
+            threads=settings.threads,
+            **options,
+        )
 
     def log_posterior(x: np.ndarray) -> np.ndarray:
         return filtered(x).log_likelihood - 0.5 * (x**2).sum(axis=1)
@@ -405,9 +412,9 @@ def _sample_marginal(
         z = np.linalg.solve(factor, (points[possible] - centre).T).T
         surrogate = _fit_surrogate(z, values[possible])
         keys = jax.random.split(jax.random.key(int(random.integers(2**31))), settings.chains)
-        starts = 0.5 * random.standard_normal((settings.chains, DIMENSIONS)).astype(np.float32)
+        near = 0.5 * random.standard_normal((settings.chains, DIMENSIONS)).astype(np.float32)
         nuts = _surrogate_nuts(settings.chains, settings.warmup, settings.draws)
-        z, energy, divergent = (np.asarray(a) for a in nuts(surrogate, keys, starts))
+        z, energy, divergent = (np.asarray(a) for a in nuts(surrogate, keys, near))
         clock.lap("nuts")
         z = z.reshape(-1, DIMENSIONS).astype(float)
         x = centre + z @ factor.T
@@ -472,11 +479,14 @@ def heston_model(returns: Any, priors: HestonPriors) -> None:
         "log_excess", ImproperUniform(constraints.real_vector, (), (returns.shape[0] + 1,))
     )
     v = priors.variance_floor + jnp.exp(log_excess)
-    shape, rate = 2 * kappa * theta / sigma**2, 2 * kappa / sigma**2
-    numpyro.factor(
-        "stationary",
-        gamma.logpdf(v[0], shape, scale=1 / rate) - jnp.log(gammaincc(shape, rate * priors.variance_floor)),
-    )
+    if priors.own_v0 is None:
+        shape, rate = 2 * kappa * theta / sigma**2, 2 * kappa / sigma**2
+        first = gamma.logpdf(v[0], shape, scale=1 / rate) - jnp.log(
+            gammaincc(shape, rate * priors.variance_floor)
+        )
+    else:
+        first = Normal(*priors.own_v0).log_prob(jnp.log(v[0])) - jnp.log(v[0])
+    numpyro.factor("v0", first)
     now, after = v[:-1], v[1:]
     drift, sd = now + kappa * (theta - now) * DT_YEARS, sigma * jnp.sqrt(now * DT_YEARS)
     shock = (after - drift) / sd

@@ -152,14 +152,18 @@ def _some_draws(posterior: HestonPosterior, draws: int, random: np.random.Genera
 def replicate(posterior: HestonPosterior, draws: int = 400, seed: int = 0) -> np.ndarray:
     """Simulated log returns (draws, T), one series of the length of the data at each of `draws` posterior draws.
 
-    The variance starts in its stationary Gamma law, as in the model, not at the posterior of v0.
+    The variance starts in its prior law (the stationary Gamma, unless it has one of its own), not at the posterior of v0.
     """
     from quant_assets.posterior.variance_filter import simulate_returns
 
     random = np.random.default_rng(seed)
     parameters = _some_draws(posterior, draws, random)
     simulated, _ = simulate_returns(
-        parameters, len(posterior.returns), posterior.priors.variance_floor, int(random.integers(2**62))
+        parameters,
+        len(posterior.returns),
+        posterior.priors.variance_floor,
+        int(random.integers(2**62)),
+        posterior.priors.own_v0,
     )
     return simulated
 
@@ -367,6 +371,7 @@ def smoothed_volatility(
         posterior.returns,
         parameters,
         posterior.priors.variance_floor,
+        own_v0=posterior.priors.own_v0,
         seeds=random.integers(2**31, size=len(parameters)),
         keep_paths=True,
         threads=posterior.settings.threads,

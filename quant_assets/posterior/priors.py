@@ -49,6 +49,9 @@ class HestonPriors:
     year), volatility near 17 % a year (theta = 0.03), within a factor of 1.4 either way at one sd, and a volatility of
     variance of 0.5. `variance_floor` is part of the model: the variance is never below it (1e-4: 1 % a year), which
     settles what an Euler step does at zero; see `variance_filter.py`.
+
+    v0 comes from the Gamma that kappa, theta and sigma imply, unless `v0_median` is given: then it is log-normal of its own, for
+    series that begin in a storm or are known to begin in calm.
     """
 
     mu_mean: float = 0.05
@@ -60,10 +63,14 @@ class HestonPriors:
     sigma_median: float = 0.5
     sigma_log_sd: float = 0.6
     variance_floor: float = 1e-4
+    v0_median: float | None = None
+    v0_log_sd: float = 0.7
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "v0_median" and value is None:
+                continue
             if not np.isfinite(value) or (field.name != "mu_mean" and value <= 0):
                 above = "" if field.name == "mu_mean" else " above 0"
                 raise HestonError(f"prior {field.name} = {value}: it must be a finite number{above}")
@@ -73,7 +80,12 @@ class HestonPriors:
                 "lower the floor or raise the prior of theta"
             )
 
-    def as_dict(self) -> dict[str, float]:
+    @property
+    def own_v0(self) -> tuple[float, float] | None:
+        """Mean and sd of log v0 under its own prior; None for the stationary law."""
+        return None if self.v0_median is None else (float(np.log(self.v0_median)), self.v0_log_sd)
+
+    def as_dict(self) -> dict[str, float | None]:
         """Names and values, for metadata and for the identity of a result."""
         return asdict(self)
 

@@ -8,7 +8,8 @@ simulation of the same model. Does not belong here: priors (`priors.py`), sample
     r_t     = (mu - v_t / 2) dt + sqrt(v_t dt) e1                            log return of session t
     v_{t+1} = v_t + kappa (theta - v_t) dt + sigma sqrt(v_t dt) e2           conditioned on v_{t+1} > floor
 
-and v_0 from the stationary Gamma(2 kappa theta / sigma², rate 2 kappa / sigma²), conditioned likewise. An Euler step
+and v_0 from the stationary Gamma(2 kappa theta / sigma², rate 2 kappa / sigma²), conditioned likewise (or from a log-normal of
+its own). An Euler step
 says nothing of what happens at zero; here the normal is truncated at `variance_floor`, in the simulation, the latent
 model and the filter alike, so that all three are one model. Where the Feller condition is violated the truncation lifts the
 long-run mean above theta (by 3 % at the prior medians, 2 kappa theta / sigma² = 1.2; by 68 % at 0.23), and the Gamma, which
@@ -168,7 +169,22 @@ def _pick(weights):
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _filter(returns, mu, kappa, theta, sigma, rho, floor, step, dt, with_score, seed, negligible):
+def _filter(
+    returns,
+    mu,
+    kappa,
+    theta,
+    sigma,
+    rho,
+    floor,
+    step,
+    dt,
+    with_score,
+    seed,
+    negligible,
+    v0_log_mean,
+    v0_log_sd,
+):
     """One parameter vector. Returns (log likelihood, score, path of the variance or nothing, edge)."""
     score = np.zeros(5)
     across = 1.0 - rho * rho
@@ -231,6 +247,8 @@ def _filter(returns, mu, kappa, theta, sigma, rho, floor, step, dt, with_score, 
         with_score,
         seed,
         negligible,
+        v0_log_mean,
+        v0_log_sd,
         v,
         dv,
         drift,
@@ -254,6 +272,8 @@ def _walk(
     with_score,
     seed,
     negligible,
+    v0_log_mean,
+    v0_log_sd,
     v,
     dv,
     drift,
@@ -273,12 +293,19 @@ def _walk(
     e = np.zeros(5)
     gauss = np.zeros(n)
 
-    # v_0: the stationary Gamma on the lattice, normalized there.
+    # v_0 on the lattice, normalized there: the stationary Gamma, or a log-normal of its own.
     shape = 2.0 * kappa * theta / (sigma * sigma)
     rate = 2.0 * kappa / (sigma * sigma)
     log_largest = -np.inf
     for k in range(n):
-        mass[k] = (shape - 1.0) * math.log(v[k]) - rate * v[k] + (math.log(dv[k]) if dv[k] > 0.0 else -1e300)
+        if dv[k] == 0.0:
+            mass[k] = -1e300
+            continue
+        log_v = math.log(v[k])
+        if v0_log_sd > 0.0:
+            mass[k] = -0.5 * ((log_v - v0_log_mean) / v0_log_sd) ** 2 - log_v + math.log(dv[k])
+        else:
+            mass[k] = (shape - 1.0) * log_v - rate * v[k] + math.log(dv[k])
         log_largest = max(log_largest, mass[k])
     total = 0.0
     for k in range(n):
@@ -296,7 +323,7 @@ def _walk(
         lo += 1
     while mass[hi - 1] < negligible:
         hi -= 1
-    if with_score:
+    if with_score and not v0_log_sd > 0.0:
         for k in range(lo, hi):
             by_shape = math.log(v[k]) - mean_log
             by_rate = mean_v - v[k]
@@ -442,6 +469,7 @@ def filter_returns(
     threads: int = 1,
     step: float = STEP,
     negligible: float | None = None,
+    own_v0: tuple[float, float] | None = None,
 ) -> Filtered:
     """Log likelihood of one series under many parameter vectors; optionally its score, or draws of the variances.
 
@@ -456,6 +484,7 @@ def filter_returns(
         threads: the compiled code runs without Python's lock; results do not depend on it.
         step: distance of lattice points in kernel widths.
         negligible: of NEGLIGIBLE; None to begin with the first and go on as far as needed.
+        own_v0: mean and sd of log v0 under a prior of its own; None for the stationary law.
     """
     if score and seeds is not None:
         raise ValueError("ask for the score or for draws, not for both in one pass")
@@ -464,12 +493,22 @@ def filter_returns(
     n = len(parameters)
     seed = np.full(n, -1) if seeds is None else np.asarray(seeds)
     nothing = np.empty(0)
+    v0_log_mean, v0_log_sd = own_v0 or (0.0, 0.0)
     unknown = np.full(len(returns) + 1, np.nan)
 
     def one(k: int) -> tuple:
         for cut in NEGLIGIBLE if negligible is None else (negligible,):
             value, slope, path, edge = _filter(
-                returns, *parameters[k], floor, step, DT_YEARS, score, int(seed[k]), cut
+                returns,
+                *parameters[k],
+                floor,
+                step,
+                DT_YEARS,
+                score,
+                int(seed[k]),
+                cut,
+                v0_log_mean,
+                v0_log_sd,
             )
             if edge <= LARGEST_EDGE:
                 break
@@ -493,7 +532,11 @@ def filter_returns(
 
 
 def simulate_returns(
-    parameters: np.ndarray, sessions: int, floor: float, seed: int
+    parameters: np.ndarray,
+    sessions: int,
+    floor: float,
+    seed: int,
+    own_v0: tuple[float, float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Daily log returns and the path of the variance from the model of this module.
 
@@ -502,6 +545,7 @@ def simulate_returns(
         sessions: T.
         floor: the smallest variance of the model, per year.
         seed: of numpy's generator.
+        own_v0: see `filter_returns`.
 
     Returns:
         Log returns (B, T) and variances (B, T + 1), the last one after the last return.
@@ -511,7 +555,12 @@ def simulate_returns(
     random = np.random.default_rng(seed)
     mu, kappa, theta, sigma, rho = np.atleast_2d(np.asarray(parameters, float)).T
     shape, rate = 2 * kappa * theta / sigma**2, 2 * kappa / sigma**2
-    v = gammainccinv(shape, gammaincc(shape, rate * floor) * random.random(len(mu))) / rate
+    if own_v0 is None:
+        v = gammainccinv(shape, gammaincc(shape, rate * floor) * random.random(len(mu))) / rate
+    else:
+        log_mean, log_sd = own_v0
+        above = ndtr((log_mean - np.log(floor)) / log_sd)
+        v = np.exp(log_mean - log_sd * ndtri(above * random.random(len(mu))))
     v = np.maximum(v, floor)
     returns, variances = np.empty((len(mu), sessions)), np.empty((len(mu), sessions + 1))
     variances[:, 0] = v

@@ -320,7 +320,7 @@ def test_drawn_variances_move_together_as_the_path_does() -> None:
     """The increments of drawn paths have the model's size, which draws of each day on its own would not have."""
     returns, sessions = simulated(REGULAR, 1000), 1000
     path = filter_returns(returns, np.array(REGULAR), FLOOR, seeds=np.array([5]), keep_paths=True).path[0]
-    mu, kappa, theta, sigma, rho = REGULAR
+    _, kappa, theta, sigma, _ = REGULAR
     e2 = (path[1:] - path[:-1] - kappa * (theta - path[:-1]) * DT_YEARS) / (
         sigma * np.sqrt(path[:-1] * DT_YEARS)
     )
@@ -509,3 +509,37 @@ def test_log_likelihood_adds_up_over_independent_stretches() -> None:
     )
     # the middle 20 days forget the state: p(all) p(middle) = p(head) p(tail)
     assert whole + overlap == pytest.approx(head + tail, abs=0.02)
+
+
+def test_v0_may_have_a_prior_of_its_own() -> None:
+    """Against the stationary law by Bayes' rule: given v_0 both models are the same."""
+    from scipy import stats
+
+    own = (math.log(0.2), 0.3)
+    returns = simulated(REGULAR, 80)
+    _, kappa, theta, sigma, _ = REGULAR
+    seeds = np.arange(4000)
+    drawn = filter_returns(returns, np.tile(REGULAR, (len(seeds), 1)), FLOOR, seeds=seeds)
+    v0 = drawn.ends[:, 0]
+    gamma = stats.gamma(2 * kappa * theta / sigma**2, scale=sigma**2 / (2 * kappa))
+    other = stats.norm(*own)
+    # E over p(v_0 | returns) of the ratio of the two priors
+    ratio = other.pdf(np.log(v0)) / v0 / gamma.pdf(v0)
+    expected = math.log(ratio.mean())
+    error = ratio.std() / ratio.mean() / math.sqrt(len(ratio))
+    here = filter_returns(returns, np.array(REGULAR), FLOOR, own_v0=own, score=True)
+    assert here.log_likelihood[0] - drawn.log_likelihood[0] == pytest.approx(expected, abs=4 * error)
+    shift = np.array([0, 0, 0, 1e-4, 0])
+    up, down = (
+        filter_returns(returns, np.array(REGULAR) + s, FLOOR, own_v0=own).log_likelihood[0]
+        for s in (shift, -shift)
+    )
+    assert here.score[0, 3] == pytest.approx((up - down) / 2e-4, rel=1e-3)
+
+
+def test_the_simulator_starts_where_its_own_prior_says() -> None:
+    own = (math.log(0.2), 0.3)
+    _, variances = simulate_returns(np.tile(REGULAR, (5000, 1)), 1, FLOOR, 1, own)
+    log_v0 = np.log(variances[:, 0])
+    assert log_v0.mean() == pytest.approx(own[0], abs=4 * 0.3 / math.sqrt(5000))
+    assert log_v0.std() == pytest.approx(0.3, rel=0.05)
