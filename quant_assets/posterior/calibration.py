@@ -56,11 +56,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CODE_VERSION = (
-    2  # raise it when priors, filter, sampler or ranks change: outcomes of older code are not reused
+    3  # raise it when priors, filter, sampler or ranks change: outcomes of older code are not reused
 )
 PROGRESS_SECONDS = 5.0
 MOST_BINS = 20
 FEWEST_EXPECTED = 5.0  # per bin of the chi-square test
+MOST_REFUSED = 0.1  # of the datasets of a length
 FEWEST_RANKS = 20  # per length: with fewer, hardly anything could fail
 BAND_SIMULATIONS = 4000
 Status = Literal["accepted", "rerouted", "refused"]
@@ -472,6 +473,13 @@ def judge(outcomes: Sequence[Outcome], level: float = 0.01, seed: int = 0) -> Ju
             failures.append(
                 f"T = {sessions}: {n} of {sum(o.sessions == sessions for o in outcomes)} datasets have ranks, at least "
                 f"{FEWEST_RANKS} are needed to say anything"
+            )
+        mine = [o for o in outcomes if o.sessions == sessions]
+        refused = sum(o.status == "refused" for o in mine)
+        if refused > MOST_REFUSED * len(mine):
+            failures.append(
+                f"T = {sessions}: {refused} of {len(mine)} datasets were refused, more than {MOST_REFUSED:.0%}: the ranks of the "
+                "others do not speak for such returns"
             )
         if not n:
             continue

@@ -42,6 +42,7 @@ POINTS = 300  # of each of the three proposals
 PROPOSAL_FREEDOM = 8  # degrees of freedom of the Student t
 PROPOSAL_SCALE = 1.4  # the edges of the posterior need points as well
 TEMPERATURE = 1.15  # of the surrogate: flattening costs 4 % of the draws and keeps the weights' tail short
+LOWEST = -40.0  # where the log posterior counts as this much below its largest value, or is -inf
 TAIL = 0.35  # beyond the points the surrogate falls off as exp(-0.35 |z|²), a little slower than a normal
 FEWEST_RETURNS = 250
 LONGEST_STALE_RUN = 10
@@ -250,9 +251,9 @@ def _surrogate_log_density(z: Any, surrogate: _Surrogate, backend: Any = np) -> 
 
 
 def _fit_surrogate(z: np.ndarray, log_posterior: np.ndarray) -> _Surrogate:
-    """Weighted least squares: points count by the fourth root of their density, so that the polynomial is good where the
+    """Weighted least squares, log posteriors below LOWEST raised to it: points count by the fourth root of their density, so that the polynomial is good where the
     draws will be, and not wild at the edges. (Exact where the posterior is normal in the whitened coordinates.)"""
-    drop = np.maximum(log_posterior - log_posterior.max(), -40.0)
+    drop = np.maximum(log_posterior - log_posterior.max(), LOWEST)
     weight = np.exp(0.25 * drop)
     design = _monomials(z, np) * weight[:, None]
     scale = np.sqrt((design**2).mean(axis=0)) + 1e-12
@@ -408,9 +409,7 @@ def _sample_marginal(
     progress(f"mode found and {len(points)} points evaluated in {clock.total:.1f} s")
 
     for attempt in range(settings.rounds):
-        possible = np.isfinite(values)
-        z = np.linalg.solve(factor, (points[possible] - centre).T).T
-        surrogate = _fit_surrogate(z, values[possible])
+        surrogate = _fit_surrogate(np.linalg.solve(factor, (points - centre).T).T, values)
         keys = jax.random.split(jax.random.key(int(random.integers(2**31))), settings.chains)
         near = 0.5 * random.standard_normal((settings.chains, DIMENSIONS)).astype(np.float32)
         nuts = _surrogate_nuts(settings.chains, settings.warmup, settings.draws)

@@ -53,7 +53,7 @@ STEP = 0.7  # h, in kernel widths
 BEND = 1.5  # c: below it the lattice is finer
 LARGEST_SD = 5.0  # of the lattice: 500 % a year
 PADDING = 8
-MOST_POINTS = 20_000
+MOST_POINTS = 20_000  # at the default step; what is possible does not depend on the step
 
 
 class Filtered(NamedTuple):
@@ -192,7 +192,7 @@ def _filter(
     # An Euler step of kappa dt > 1 overshoots theta and then zero: no model of a variance, and no posterior is there.
     if kappa * dt >= 1.0 or theta <= floor:
         return -np.inf, score, np.empty(0), 0.0
-    if not (width > 0.0) or LARGEST_SD / (width * step) > MOST_POINTS:
+    if not (width > 0.0) or LARGEST_SD / (width * STEP) > MOST_POINTS:
         return -np.inf, score, np.empty(0), 0.0
     v, dv = _lattice(width, floor, step)
     n = v.size
