@@ -251,8 +251,11 @@ def _surrogate_log_density(z: Any, surrogate: _Surrogate, backend: Any = np) -> 
 
 
 def _fit_surrogate(z: np.ndarray, log_posterior: np.ndarray) -> _Surrogate:
-    """Weighted least squares, log posteriors below LOWEST raised to it: points count by the fourth root of their density, so that the polynomial is good where the
-    draws will be, and not wild at the edges. (Exact where the posterior is normal in the whitened coordinates.)"""
+    """Weighted least squares. (Exact where the posterior is normal in the whitened coordinates.)
+
+    A point counts by the fourth root of its density, so that the polynomial is good where the draws will be and not wild at
+    the edges. What lies below LOWEST, or is impossible, is raised to it: it keeps the surrogate from rising there.
+    """
     drop = np.maximum(log_posterior - log_posterior.max(), LOWEST)
     weight = np.exp(0.25 * drop)
     design = _monomials(z, np) * weight[:, None]

@@ -320,7 +320,7 @@ def test_drawn_variances_move_together_as_the_path_does() -> None:
     """The increments of drawn paths have the model's size, which draws of each day on its own would not have."""
     returns, sessions = simulated(REGULAR, 1000), 1000
     path = filter_returns(returns, np.array(REGULAR), FLOOR, seeds=np.array([5]), keep_paths=True).path[0]
-    _, kappa, theta, sigma, _ = REGULAR
+    mu, kappa, theta, sigma, rho = REGULAR
     e2 = (path[1:] - path[:-1] - kappa * (theta - path[:-1]) * DT_YEARS) / (
         sigma * np.sqrt(path[:-1] * DT_YEARS)
     )
