@@ -76,8 +76,9 @@ def test_every_check_ran_and_only_the_expected_one_warns(chain: Any) -> None:
     }
     assert all(record is not None for record in latest.values())
     failed = {key.to_user_string() for key, record in latest.items() if record.status.value != "SUCCEEDED"}
-    # The slice ends long before the sample does, and that is what this check is there to say.
-    assert failed == {"market/bars:newest_session"}
+    # The slice ends long before the sample does, and that is what this check is there to say; and a model without jumps
+    # does not explain IBM of 2011.
+    assert failed == {"market/bars:newest_session", "posterior/heston:predicts_the_data"}
 
 
 def test_nightly_rows_equal_those_of_a_full_rebuild_bit_for_bit(chain: Any, tmp_path: Path) -> None:

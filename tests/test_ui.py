@@ -8,7 +8,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,21 @@ def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         check=True,
         capture_output=True,
     )
+    with served(home) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chain_ui(chain: Any) -> Iterator[str]:
+    """The web server on the filled home."""
+    with served(chain.home) as address:
+        yield address
+
+
+@contextmanager
+def served(home: Path) -> Iterator[str]:
+    """A web server process on a home, until the end of the block."""
+    env = {**os.environ, "QUANT_HOME": str(home), "DAGSTER_HOME": str(home / "dagster")}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -117,7 +134,18 @@ def test_the_lineage_shows_every_layer(ui: str) -> None:
         try:
             page = browser.new_page(viewport={"width": 1500, "height": 1000})
             page.goto(f"{ui}/asset-groups")
-            for group in ("vendors", "market", "features", "models", "backtests", "serving"):
+            for group in (
+                *(
+                    "vendors",
+                    "market",
+                    "features",
+                    "posterior",
+                    "simulation",
+                    "models",
+                    "backtests",
+                    "serving",
+                ),
+            ):
                 expect(page.get_by_text(group, exact=True).first).to_be_visible(timeout=60_000)
         finally:
             browser.close()
@@ -141,5 +169,26 @@ def test_a_backtest_shows_its_curve_its_trades_and_its_statistics(ui: str) -> No
                 page.keyboard.press("Escape")
                 expect(image).to_be_hidden(timeout=30_000)
             expect(page.get_by_text("returns: sharpe_low")).to_be_visible(timeout=30_000)
+        finally:
+            browser.close()
+
+
+def test_a_posterior_shows_its_draws_per_symbol(chain: Any, chain_ui: str) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            page = browser.new_page(viewport={"width": 1500, "height": 1000})
+            for asset, key, caption in (
+                ("posterior/heston", "running mean of theta", "Running mean of theta"),
+                ("simulation/intraday_paths", "profiles", "Volume and spread"),
+            ):
+                page.goto(f"{chain_ui}/assets/{asset}?view=partitions&partition={chain.posterior_symbol}")
+                row = page.locator("tr", has=page.get_by_text(key, exact=True)).last
+                row.get_by_text("[Show Markdown]").click(timeout=60_000)
+                image = page.locator(f"img[alt^='{caption}']")
+                expect(image).to_be_visible(timeout=30_000)
+                assert image.evaluate("node => node.naturalWidth") > 500
         finally:
             browser.close()

@@ -303,14 +303,12 @@ def _find_mode(
     """Mode, and the lower Cholesky factor of the inverse Hessian there (by differences of the score)."""
     from scipy.optimize import minimize
 
-    mode = minimize(
-        negative_log_posterior,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(-FARTHEST_MODE, FARTHEST_MODE)] * DIMENSIONS,
-        options={"gtol": 0.05},
-    ).x
+    def bounded(x: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = negative_log_posterior(x)
+        # Finite where nothing is possible: the line search then turns back instead of giving up.
+        return (value, slope) if np.isfinite(value) and np.abs(x).max() <= FARTHEST_MODE else (1e10, 0 * x)
+
+    mode = minimize(bounded, start, jac=True, method="BFGS", options={"gtol": 0.05}).x
     distance = 0.02
     hessian = np.array(
         [

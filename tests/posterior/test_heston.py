@@ -592,3 +592,19 @@ def test_a_price_that_hardly_trades_is_refused() -> None:
     returns = np.where(np.arange(400) % 10 == 9, make_noise(400), 0.0)
     with pytest.raises(HestonError, match="90% of the returns are zero"):
         fit(returns)
+
+
+def test_the_mode_is_found_from_afar_around_what_is_impossible() -> None:
+    """A line search that gives up at an infinite value would hand the start back as the mode."""
+    centre = np.array([0.2, -1.0, 0.5, 0.7, -0.4])
+    curvature = np.diag([30.0, 4.0, 3.0, 60.0, 120.0])
+
+    def negative_log_posterior(x: np.ndarray) -> tuple[float, np.ndarray]:
+        if x[3] > 2:
+            return np.inf, np.full(5, np.nan)
+        return 0.5 * (x - centre) @ curvature @ (x - centre), curvature @ (x - centre)
+
+    start = np.array([-0.2, 2.0, -2.0, 1.9, 1.5])
+    mode, factor = heston._find_mode(negative_log_posterior, start)
+    assert mode == pytest.approx(centre, abs=0.02)
+    assert factor @ factor.T == pytest.approx(np.linalg.inv(curvature), rel=1e-3, abs=1e-6)
