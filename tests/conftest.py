@@ -112,6 +112,7 @@ def bar() -> Callable[..., dict[str, object]]:
     return make
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers share the suite by file; everything that needs the filled home stays in one, so that it is filled once."""
     for item in items:

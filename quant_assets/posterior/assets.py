@@ -74,6 +74,7 @@ class HestonConfig(PriorConfig):
     draws: int = 1000
     rounds: int = 4
     threads: int = 2
+    latent_thinning: int = 10
     fall_back: bool = True
     seed: int | None = None
     max_r_hat: float = 1.01
@@ -96,6 +97,7 @@ class HestonConfig(PriorConfig):
             seed=settings().seed if self.seed is None else self.seed,
             threads=self.threads,
             rounds=self.rounds,
+            latent_thinning=self.latent_thinning,
             fall_back=self.fall_back,
             limits=Limits(
                 r_hat=self.max_r_hat,

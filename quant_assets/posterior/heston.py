@@ -77,6 +77,8 @@ class SamplerSettings:
         seed: same seed, same draws.
         threads: for the filter; results do not depend on it.
         rounds: most refinements of the surrogate.
+        latent_thinning: `latent` walks so many draws for each one that it keeps, as its draws hang together: by 10, 4 x 1,000
+            kept ones have an ESS of several hundred. Warm-up is 1,000 draws at least then.
         fall_back: a marginal fit that fails its limits is sampled again by `latent`; otherwise it is refused.
         limits: what a fit must fulfil.
     """
@@ -88,6 +90,7 @@ class SamplerSettings:
     seed: int = 0
     threads: int = 2
     rounds: int = 4
+    latent_thinning: int = 10
     fall_back: bool = True
     limits: Limits = field(default_factory=Limits)
 
@@ -195,7 +198,7 @@ def fit(
     priors, settings = priors or HestonPriors(), settings or SamplerSettings()
     if settings.sampler not in _SAMPLERS:
         raise HestonError(f"sampler {settings.sampler!r}: there are {' and '.join(_SAMPLERS)}")
-    for name in ("chains", "warmup", "draws", "threads", "rounds"):
+    for name in ("chains", "warmup", "draws", "threads", "rounds", "latent_thinning"):
         if getattr(settings, name) < 1:
             raise HestonError(f"{name} = {getattr(settings, name)}: at least 1")
     returns = check_returns(returns, priors)
@@ -525,16 +528,19 @@ def _sample_latent(
     from numpyro.infer import MCMC, NUTS
 
     clock = _Clock()
+    warmup = settings.warmup if settings.latent_thinning == 1 else max(settings.warmup, 1000)
     mcmc = MCMC(
         NUTS(heston_model, init_strategy=latent_start(returns, priors), dense_mass=[("x",)]),
-        num_warmup=settings.warmup,
-        num_samples=settings.draws,
+        num_warmup=warmup,
+        num_samples=settings.draws * settings.latent_thinning,
+        thinning=settings.latent_thinning,
         num_chains=settings.chains,
         chain_method="parallel" if jax.local_device_count() >= settings.chains else "vectorized",
         progress_bar=False,
     )
     progress(
-        f"latent: {settings.chains} chains of {settings.warmup} + {settings.draws} draws of {len(returns) + 1} variances"
+        f"latent: {settings.chains} chains of {warmup} + {settings.draws * settings.latent_thinning} draws of "
+        f"{len(returns) + 1} variances, minutes"
     )
     mcmc.run(
         jax.random.key(settings.seed),

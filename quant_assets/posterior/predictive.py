@@ -425,7 +425,9 @@ def to_inference_data(
             {"returns": ("session", posterior.returns, {"units": "log return of one session"})},
             {"session": days},
         ),
-        "constant_data": xarray.Dataset(posterior.priors.as_dict()),
+        "constant_data": xarray.Dataset(
+            {name: value for name, value in posterior.priors.as_dict().items() if value is not None}
+        ),
     }
     about = {
         "sampler": posterior.sampler,

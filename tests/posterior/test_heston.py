@@ -253,7 +253,9 @@ def test_both_samplers_agree_on_real_returns() -> None:
     returns = sample_returns("IBM", 300)
     priors = HestonPriors(sigma_median=0.8, sigma_log_sd=0.1)
     loose = Limits(r_hat=1.3, ess=10, divergences=0.05, bfmi=0.01)
-    settings = SamplerSettings(sampler="latent", chains=2, warmup=200, draws=300, seed=1, limits=loose)
+    settings = SamplerSettings(
+        sampler="latent", chains=2, warmup=200, draws=300, latent_thinning=1, seed=1, limits=loose
+    )
     latent = fit(returns, priors, settings)
     marginal = fit(returns, priors, QUICK)
     assert (latent.sampler, marginal.sampler) == ("latent", "marginal")
