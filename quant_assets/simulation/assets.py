@@ -99,7 +99,8 @@ def intraday_paths(
             allow_retries=False,
         )
     count = min(config.draws or draws.num_rows, draws.num_rows)
-    chosen = draws.take(np.arange(count) * draws.num_rows // count)
+    ids = np.arange(count) * draws.num_rows // count
+    chosen = draws.take(ids)
     last = chosen["session"][0].as_py()
     # The days come after `last`, so v_T is where they start.
     columns = (*HestonParameters._fields[:-1], "v_T")
@@ -112,7 +113,6 @@ def intraday_paths(
         posterior={"table": HESTON.name, "snapshot": str(snapshot), "symbol": symbol, "session": str(last)},
         seed=seed,
     )
-    ids = np.arange(count) * draws.num_rows // count
     days = iterate_days(
         parameters, days_per_draw=config.days_per_draw, seed=seed, mid0=mid0, model=model, draw_ids=ids
     )

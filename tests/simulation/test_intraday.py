@@ -534,3 +534,22 @@ def test_figures_with_and_without_real_days(days: IntradayDays, bars: pa.Table) 
     assert len(plots.volatility_figure(some).axes) == 2
     labels = [line.get_label() for line in plots.profile_figure(some, real).axes[0].lines]
     assert "real, 2024-01-02" in labels
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2])
+def test_the_check_of_the_asset_notices_days_that_are_too_wild(factor: float) -> None:
+    """Positive control of `days_follow_the_posterior`: a fifth more variance than the draws imply."""
+    from quant_assets.simulation.assets import _Judged, _NotThePosterior
+
+    draws = HestonParameters(*(np.full(400, value) for value in (0.05, 5.0, 0.04, 0.3, -0.5, 0.04)))
+    model = IntradayModel()
+    days = simulate_days(draws, days_per_draw=1, seed=1, mid0=100.0, model=model)
+    judged = _Judged(model, 400)
+    chunks = iter([days._replace(variance=factor * days.variance)])
+    if factor == 1.0:
+        assert sum(chunk.days for chunk in judged.through(chunks)) == 400
+        assert judged.result().passed
+    else:
+        with pytest.raises(_NotThePosterior, match=r"mean variance is .* standard errors"):
+            list(judged.through(chunks))
+        assert not judged.result().passed
