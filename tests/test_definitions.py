@@ -150,3 +150,9 @@ def test_a_wrong_setting_stops_the_load_with_its_name() -> None:
     assert done.returncode != 0
     assert "QUANT_SOURCE='bloomberg'" in done.stderr
     assert "'sample' or 'files'" in done.stderr
+
+
+def test_tests_of_the_filled_home_share_one_worker(request: pytest.FixtureRequest) -> None:
+    """xdist marks the group in the node id; where that fails, the home is filled twice and tests of one story interleave."""
+    if getattr(request.config.option, "loadgroup", False):  # set in workers
+        assert request.node.nodeid.endswith("@test_definitions.py")
