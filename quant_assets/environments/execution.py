@@ -50,7 +50,7 @@ LEAST_VOLUME = 0.01
 LEAST_SPREAD = 1e-5
 # Observations of the order are relative to this participation.
 TYPICAL_PARTICIPATION = 0.05
-Slippage = Literal["at_sale", "at_move", "beyond_profile"]
+Slippage = Literal["at_sale", "at_move", "beyond_profile", "none"]
 # What floating point may leave of an order that was sold, as part of it.
 ROUNDING = 1e-9
 SCHEDULE_CHUNK = 1024  # paths in memory at once
@@ -190,7 +190,10 @@ class ExecutionParameters:
         order_shares: size of every order; None: drawn for each episode, so that one agent learns all sizes and symbols.
         order_participation_low, order_participation_high: bounds of a drawn order as a fraction of the volume expected
             over the horizon; its log is uniform between them.
-        horizon_minutes: decisions, one each minute from the open; at most the minutes of the market.
+        horizon_minutes: minutes to sell in, from the open; at most those of the market.
+        minutes_per_decision: an action holds for so many minutes (the last one for what is left of the horizon). 1: the
+            agent decides every minute, and what happens at the close has to be learned back through 390 estimates, each
+            a little off and each following its target slowly; with 15 it is 26, and the market has not changed much.
         impact: of a sale on its own price: "square_root" or "linear" in its participation n_k / V_k.
         temporary_impact: the concession in units of the day's volatility for a sale as large as the expected volume.
             0.11 is Almgren et al. (2005): 0.142 participation^(3/5), equal to 0.11 participation^(1/2) at 8 % and
@@ -208,8 +211,10 @@ class ExecutionParameters:
             "at_sale": with each sale, its distance from the arrival mid. "at_move": when it happens, on what is held
             over the minute; the sum over the episode is equal, and no reward depends on an earlier move, which no
             observation shows. "beyond_profile": as at_move, on what is held beyond the expected profile's schedule:
-            the episode's sum is less by VWAP's slippage, which no action changes, and what is left is nearly free of
-            the noise that would drown costs of a few basis points. Agents are trained with the last.
+            the episode's sum is less by VWAP's slippage, which no action changes. "none": not at all. Where the mid is
+            a martingale, as simulated ones are up to a drift of some basis points a day, this changes no expectation;
+            it takes away moves of tens of basis points that would drown costs of a few. Agents are trained with it on
+            simulated days, and judged with all of it.
         max_pace: how many times faster than the expected profile the action 1 sells. The share of the remaining order
             sold is min(1, action * max_pace * V_k / (V_k + ... + V_{H-1})): the action 1 / max_pace, held, is VWAP
             (TWAP where the profile is flat), and an agent that knows nothing yet spreads its order over the day, where
@@ -224,6 +229,7 @@ class ExecutionParameters:
     order_participation_low: float = 0.01
     order_participation_high: float = 0.2
     horizon_minutes: int = 390
+    minutes_per_decision: int = 1
     impact: Literal["linear", "square_root"] = "square_root"
     temporary_impact: float = 0.11
     permanent_impact: float = 1.0
@@ -245,6 +251,10 @@ class ExecutionParameters:
         if operator.index(self.horizon_minutes) < 1:
             raise EnvironmentRefusal(
                 f"horizon_minutes = {self.horizon_minutes}: at least 1 minute is needed to sell in"
+            )
+        if operator.index(self.minutes_per_decision) < 1:
+            raise EnvironmentRefusal(
+                f"minutes_per_decision = {self.minutes_per_decision}: a decision holds for at least 1 minute"
             )
         if self.impact not in ("linear", "square_root"):
             raise EnvironmentRefusal(f"impact = {self.impact!r}: it is 'linear' or 'square_root'")
@@ -659,11 +669,11 @@ def _run_chunk(
 
 
 class ExecutionEpisodes(Episodes):
-    """n orders sold in lock-step, one decision a minute.
+    """n orders sold in lock-step, one decision a minute or every `minutes_per_decision`.
 
     The action, 1 number in [0, 1], is how fast to sell now: see `ExecutionParameters.max_pace`.
 
-    Observations at the instant k, all known then:
+    Observations at the instant k of a decision, all known then:
 
     - `shares_left_fraction` of the order, `time_left_fraction` of the horizon;
     - `spread_log`: log of the quoted spread over its mean since the open;
@@ -674,8 +684,8 @@ class ExecutionEpisodes(Episodes):
     - `order_participation_log`: log of order over 5 % of the volume expected over the horizon.
 
     The info of a step has, of shape (n,): the fields of `ExecutionCosts` for this step alone; `sold_shares`, by the
-    agent's decision; `price_dollars` of that sale (of a first share where nothing is sold); `shares_left` after the
-    step. The last step also sells `leftover_shares`.
+    agent's decision; `price_dollars` of the step's last sale (of a first share where nothing is sold); `shares_left`
+    after the step. The last step also sells `leftover_shares`. `sold_by_minute` has shape (n, minutes of the step).
 
     Args:
         market: days to sell on.
@@ -704,9 +714,9 @@ class ExecutionEpisodes(Episodes):
 
     def __init__(self, market: ExecutionMarket, parameters: ExecutionParameters, n: int = 1) -> None:
         _check_horizon(market, parameters)
-        super().__init__(n, parameters.horizon_minutes, market.paths)
+        super().__init__(n, -(-parameters.horizon_minutes // parameters.minutes_per_decision), market.paths)
         self.market, self.parameters = market, parameters
-        steps = self.steps
+        steps = parameters.horizon_minutes
         # By minute first: a step gathers from one row of contiguous numbers.
         self._mid = _by_minute(market.mid[:, : steps + 1])
         self._spread = _by_minute(market.spread[:, : steps + 1])
@@ -751,6 +761,11 @@ class ExecutionEpisodes(Episodes):
     def _running_minute(self) -> int:
         if self.step_index >= self.steps:
             raise EnvironmentRefusal("execution: the episodes have ended (or never begun): call reset first")
+        if self.parameters.minutes_per_decision > 1:
+            raise EnvironmentRefusal(
+                f"minutes_per_decision = {self.parameters.minutes_per_decision}: an action holds for several minutes, no one "
+                "sale is its own; use run_schedule, or a decision every minute"
+            )
         return self.step_index
 
     def _begin(self) -> np.ndarray:
@@ -761,15 +776,35 @@ class ExecutionEpisodes(Episodes):
         # What the agent wants to have left; shares_left is this, rounded where shares are whole.
         self._wanted = self.order_shares.copy()
         self._scales = _scales(market, parameters, rows, self.order_shares)
-        volume = market.expected_volume_shares[rows, : self.steps].sum(axis=1)
+        volume = market.expected_volume_shares[rows, : parameters.horizon_minutes].sum(axis=1)
         self._participation_log = np.log(self.order_shares / volume / TYPICAL_PARTICIPATION)
         return self._observation()
 
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        k, rows, parameters, scales = self.step_index - 1, self.rows, self.parameters, self._scales
-        share = action[:, 0]
+        per_decision, horizon = self.parameters.minutes_per_decision, self.parameters.horizon_minutes
+        first = (self.step_index - 1) * per_decision
+        minutes = [self._sell(k, action[:, 0]) for k in range(first, min(first + per_decision, horizon))]
+        charged = ExecutionCosts._make(sum(parts) for parts in zip(*(m[0] for m in minutes), strict=True))
+        sold = np.stack([m[1] for m in minutes], axis=1)
+        info = charged._asdict() | {
+            "sold_shares": sold.sum(axis=1),
+            "sold_by_minute": sold,
+            "price_dollars": minutes[-1][2],
+            "shares_left": self.shares_left,
+        }
+        reward = charged.reward
+        if self.parameters.slippage != "at_sale":
+            reward = reward + charged.slippage_bps + sum(m[3] for m in minutes)
+        return self._observation(), reward, info
+
+    def _sell(
+        self, k: int, pace: np.ndarray
+    ) -> tuple[ExecutionCosts, np.ndarray, np.ndarray, np.ndarray | float]:
+        """The sale at the instant k: its costs, shares, price, and the move that `slippage` charges instead (bps)."""
+        rows, parameters, scales = self.rows, self.parameters, self._scales
+        share = pace
         if parameters.max_pace is not None:
-            share = np.minimum(share * parameters.max_pace * self._profile[k][rows], 1.0)
+            share = np.minimum(pace * parameters.max_pace * self._profile[k][rows], 1.0)
         self._wanted = self._wanted * (1.0 - share)
         left = np.rint(self._wanted) if parameters.whole_shares else self._wanted
         sold, sold_before = self.shares_left - left, self.order_shares - self.shares_left
@@ -779,7 +814,7 @@ class ExecutionEpisodes(Episodes):
         )
         held, leftover = left, np.zeros(self.n)
         penalty = leftover
-        if self.step_index == self.steps:
+        if k == parameters.horizon_minutes - 1:
             leftover = left
             mid, spread = self._mid[-1][rows], self._spread[-1][rows]
             last, _ = _cost_of_sales(
@@ -790,20 +825,18 @@ class ExecutionEpisodes(Episodes):
             left = np.zeros(self.n)
         self.shares_left = left
         charged = _charge(scales, costs, penalty, held * held, leftover)
-        info = charged._asdict() | {"sold_shares": sold, "price_dollars": price, "shares_left": left}
-        reward = charged.reward
-        if parameters.slippage != "at_sale":
-            if parameters.slippage == "beyond_profile":
-                held = held - self._profile_holds[k][rows] * self.order_shares
-            moved = self._mid[k + 1][rows] - self._mid[k][rows]
-            reward = reward + charged.slippage_bps + held * moved * scales.bps
-        return self._observation(), reward, info
+        if parameters.slippage in ("at_sale", "none"):
+            return charged, sold, price, 0.0
+        if parameters.slippage == "beyond_profile":
+            held = held - self._profile_holds[k][rows] * self.order_shares
+        return charged, sold, price, held * (self._mid[k + 1][rows] - self._mid[k][rows]) * scales.bps
 
     def _observation(self) -> np.ndarray:
-        k = self.step_index
+        horizon = self.parameters.horizon_minutes
+        k = min(self.step_index * self.parameters.minutes_per_decision, horizon)
         observation = np.empty((self.n, len(self.observation_names)))
         observation[:, 0] = self.shares_left / self.order_shares
-        observation[:, 1] = 1.0 - k / self.steps
+        observation[:, 1] = 1.0 - k / horizon
         observation[:, 2:6] = self._features[k][self.rows]
         observation[:, 6] = self._participation_log
         return observation

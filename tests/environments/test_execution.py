@@ -710,3 +710,27 @@ def test_when_slippage_is_charged_changes_no_total_but_by_the_profiles_own(slipp
     )
     if slippage == "beyond_profile":
         assert rewards[1].std() < rewards[0].std()
+
+
+def test_a_decision_may_hold_for_several_minutes() -> None:
+    market = textbook_market(paths=30, steps=20, seed=3, sigma=0.3)
+    every = ExecutionParameters(order_shares=10_000, horizon_minutes=20)
+    actions = np.random.default_rng(1).random((3, 30, 1)) * 0.5
+    totals = []
+    for parameters, given_ in (
+        (every, np.repeat(actions, [7, 7, 6], axis=0)),
+        (replace(every, minutes_per_decision=7), actions),
+    ):
+        episodes = ExecutionEpisodes(market, parameters, 30)
+        episodes.reset(np.random.default_rng(0), np.arange(30))
+        assert episodes.steps == len(given_)
+        done = [episodes.step(action) for action in given_]
+        assert done[-1].terminated
+        sold = np.concatenate([step.info["sold_by_minute"] for step in done], axis=1)
+        totals.append((sum(step.reward for step in done), sold, done[-1].observation))
+    assert sold.shape == (30, 20)
+    for one, other in zip(*totals, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
+    episodes.reset(np.random.default_rng(0))
+    with pytest.raises(EnvironmentRefusal, match="minutes_per_decision = 7: an action holds for several"):
+        episodes.action_for(1)
