@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from jobs.training import AGENTS
 from quant_assets.partitions import BRINGS_FEATURES_TAG
 
 ingest_job = dg.define_asset_job(
@@ -13,7 +14,7 @@ ingest_job = dg.define_asset_job(
 
 chain_job = dg.define_asset_job(
     "chain_job",
-    selection=dg.AssetSelection.groups("market", "features", "models", "serving"),
+    selection=dg.AssetSelection.groups("market", "features", "models", "serving") - AGENTS,
     description="The main job: the whole chain for a range of sessions, from raw data to signals of that range.",
     tags={BRINGS_FEATURES_TAG: "true"},
     executor_def=dg.in_process_executor,

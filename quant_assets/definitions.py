@@ -25,12 +25,14 @@ from quant_assets.features import tables as feature_tables  # noqa: E402
 from quant_assets.market import assets as market_assets  # noqa: E402
 from quant_assets.market import checks as market_checks  # noqa: E402
 from quant_assets.market import tables as market_tables  # noqa: E402
+from quant_assets.models import agent_assets  # noqa: E402
 from quant_assets.models import assets as model_assets  # noqa: E402
 from quant_assets.partitions import settings  # noqa: E402
 from quant_assets.posterior import assets as posterior_assets  # noqa: E402
 from quant_assets.serving import assets as serving_assets  # noqa: E402
 from quant_assets.serving import tables as serving_tables  # noqa: E402
 from quant_assets.simulation import assets as simulation_assets  # noqa: E402
+from quant_assets.simulation import transition_assets  # noqa: E402
 from quant_assets.table_checks import stored_table_check  # noqa: E402
 from quant_resources.alerts import LogAlerts  # noqa: E402
 from quant_resources.compute import Compute  # noqa: E402
@@ -46,7 +48,9 @@ ASSET_MODULES = (
     feature_assets,
     posterior_assets,
     simulation_assets,
+    transition_assets,
     model_assets,
+    agent_assets,
     backtest_assets,
     serving_assets,
 )
@@ -93,6 +97,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             posterior.posterior_job,
             posterior.calibration_job,
             training.train_job,
+            training.train_agents_job,
             backtests.backtest_job,
             nightly.daily_signals_job,
             maintenance.maintenance_job,

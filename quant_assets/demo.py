@@ -66,6 +66,11 @@ def main() -> int:
         plan = {"posterior__heston_calibration": {"datasets": {"500": DEMO_DATASETS}}}
         if not run_job(defs, instance, "calibration_job", tags={}, ops=plan):
             return 1
+        print(
+            "\nAgents: execution, market making, portfolio; soft actor-critic, model-based planning (train_agents_job)"
+        )
+        if not run_job(defs, instance, "train_agents_job", tags={}):
+            return 1
         print("\nBacktests: parameter sweep, every strategy, tear sheets (backtest_job)")
         if not run_job(defs, instance, "backtest_job", tags={}):
             return 1

@@ -225,7 +225,9 @@ class Warehouse:
         return self.catalog.table_exists(spec.name)
 
     def table(self, spec: TableSpec) -> Table:
-        """Load the table, creating it (or adding columns that the specification gained) when need be."""
+        """Load the table, creating it (or adding columns that the specification gained, and allowing nulls where it now does) when
+        need be.
+        """
         from pyiceberg.exceptions import NoSuchTableError
 
         try:
@@ -239,10 +241,15 @@ class Warehouse:
                     f"table {spec.name}: column {column.name} is stored as {known[column.name]} and declared as "
                     f"{column.type}. Declare the stored type, or write the table anew under another QUANT_HOME."
                 )
-        if new := [c for c in spec.columns if c.name not in known]:
+        new = [c for c in spec.columns if c.name not in known]
+        strict = {f.name for f in table.schema().fields if f.required}
+        looser = [c for c in spec.columns if c.name in strict and not c.required]
+        if new or looser:
             with table.update_schema() as update:
                 for column in new:
                     update.add_column(column.name, _iceberg_type(column.type), doc=column.description)
+                for column in looser:
+                    update.update_column(column.name, required=False)
         return table
 
     def _create(self, spec: TableSpec) -> Table:

@@ -4,7 +4,8 @@ Belongs here: runs, versions, aliases, artifacts. Does not belong here: what a m
 bundle is bytes and a dictionary to this module.
 
 Every version carries its metrics, parameters, git commit, seed, feature-schema hash and the Iceberg snapshots that it
-was trained on, and two artifacts: `bundle/model.onnx` and `bundle/bundle.json`.
+was trained on, and two artifacts: `bundle/model.onnx` and `bundle/bundle.json`; what else belongs to it and serves nothing (the
+other seeds' policies, learning curves) lies under `files/`.
 """
 
 from __future__ import annotations
@@ -117,6 +118,7 @@ class ModelRegistry:
         parameters: Mapping[str, object],
         tags: Mapping[str, str],
         curves: Mapping[str, Sequence[float]] | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> ModelVersion:
         """Log a run, register its model and give it the alias `challenger`.
 
@@ -128,6 +130,7 @@ class ModelRegistry:
             parameters: hyperparameters.
             tags: lineage: git commit, seed, feature-schema hash, snapshot ids.
             curves: metric name -> one value per epoch.
+            files: name -> what else belongs to the version; see `files`.
         """
         import time
 
@@ -155,6 +158,11 @@ class ModelRegistry:
                 Path(folder, "model.onnx").write_bytes(onnx)
                 Path(folder, "bundle.json").write_text(json.dumps(dict(bundle), indent=2, default=str))
                 self.client.log_artifacts(run_id, folder, artifact_path="bundle")
+            if files:
+                with tempfile.TemporaryDirectory() as folder:
+                    for file, content in files.items():
+                        Path(folder, file).write_bytes(content)
+                    self.client.log_artifacts(run_id, folder, artifact_path="files")
             self.client.set_terminated(run_id)
         except BaseException:
             self.client.set_terminated(run_id, status="FAILED")
@@ -207,6 +215,29 @@ class ModelRegistry:
                 "Train it again (train_job) or move the alias to another version."
             ) from error
         return ModelVersion(name, version, onnx, bundle, found.run_id or "")
+
+    def files(self, version: ModelVersion) -> dict[str, bytes]:
+        """What was registered beside the bundle, by name.
+
+        Raises:
+            RegistryError: it cannot be read.
+        """
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if not self.client.list_artifacts(version.run_id, "files"):
+                return {}
+            folder = Path(
+                download_artifacts(
+                    run_id=version.run_id, artifact_path="files", tracking_uri=self.tracking_uri
+                )
+            )
+            return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+        except (OSError, MlflowException) as error:
+            raise RegistryError(
+                f"the files of {version.name} version {version.version} cannot be read: {error}. Train it again."
+            ) from error
 
     def champion(self, name: str) -> ModelVersion:
         """The version that serves.

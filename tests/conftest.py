@@ -10,7 +10,7 @@ os.environ["QUANT_HOME"] = tempfile.mkdtemp(prefix="quant-home-")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +131,17 @@ class Chain:
     posterior = {"posterior__heston": {"in_sample_fraction": 0.7, "draws": 500, "max_r_hat": 1.02}}  # noqa: RUF012
     posterior_symbol = "IBM"
     days = {"simulation__intraday_paths": {"draws": 200}}  # noqa: RUF012
+    # Seconds of training: what the agents are worth is tested elsewhere, here they go through everything.
+    _short = {"hidden_units": [16, 16], "batch_size": 64, "evaluations": 3}  # noqa: RUF012
+    portfolio = {  # noqa: RUF012
+        "models__sac_portfolio": {"seeds": 2, "parameters": {**_short, "steps": 4032, "updates_per_step": 1}}
+    }
+    agents = {  # noqa: RUF012
+        "models__sac_execution": {"parameters": {**_short, "steps": 2600, "episodes": 4}},
+        "models__sac_market_maker": {
+            "parameters": {**_short, "steps": 3900, "episodes": 4, "updates_per_step": 1}
+        },
+    }
     calibration = {"posterior__heston_calibration": {"datasets": {"250": 24}}}  # noqa: RUF012
 
     def __init__(self, instance: "dg.DagsterInstance") -> None:
@@ -156,18 +167,32 @@ class Chain:
         return self.run("daily_signals_job", partition_key=session.isoformat())
 
     def run(
-        self, job: str, ops: dict[str, dict[str, object]] | None = None, **options: object
+        self,
+        job: str,
+        ops: dict[str, dict[str, object]] | None = None,
+        only: Iterable[str] = (),
+        **options: object,
     ) -> "dg.ExecuteInProcessResult":
-        """A job in this process; `ops` holds the config of assets by op name."""
+        """A job in this process; `ops` holds the config of assets by op name, `only` the assets to run."""
+        import dagster as dg
+
         from quant_assets.launch import QUIET
 
         config = {**QUIET, "ops": {name: {"config": values} for name, values in (ops or {}).items()}}
-        return self.defs.resolve_job_def(job).execute_in_process(
+        definition = self.defs.resolve_job_def(job)
+        if only:
+            keys = {dg.AssetKey(name.split("/")) for name in only}
+            definition = definition.get_subset(asset_selection=keys)
+        result = definition.execute_in_process(
             instance=self.instance,
             raise_on_error=False,
             run_config=config,
             **options,  # type: ignore[arg-type]
         )
+        for event in result.all_events:  # the log is quiet: whoever expected success wants to know why
+            if event.is_step_failure:
+                print(event.event_specific_data.error.to_string())  # type: ignore[union-attr]
+        return result
 
     def read(self, spec: "TableSpec") -> pa.Table:
         """All rows of a table."""
@@ -176,18 +201,21 @@ class Chain:
 
 @pytest.fixture(scope="session")
 def chain() -> Iterator[Chain]:
-    """The main job on 26 months of three symbols, two nights, a posterior with days simulated from it, a small calibration,
-    and every backtest with a small sweep: real runs."""
+    """The main job on 26 months of three symbols, a portfolio agent, two nights, a posterior with days simulated from it and
+    agents trained on them, a small calibration, and every backtest with a small sweep: real runs."""
     from quant_assets.launch import open_instance, run_job
     from quant_assets.partitions import settings
 
     with open_instance(settings()) as instance:
         made = Chain(instance)
         assert run_job(made.defs, instance, "chain_job", Chain.range_tags(Chain.first, Chain.last))
+        assert made.run("train_agents_job", Chain.portfolio, ["models/sac_portfolio"]).success
         for session in Chain.nights:
             assert made.night(session).success
         ops = {**Chain.posterior, **Chain.days}
         assert made.run("posterior_job", ops, partition_key=Chain.posterior_symbol).success
+        others = ["models/sac_execution", "models/sac_market_maker"]
+        assert made.run("train_agents_job", Chain.agents, others).success
         assert made.run("calibration_job", Chain.calibration).success
         sweep = {"method": "random", "trials": 12, "seed": 7, "min_trades": 1}
         assert made.run("backtest_job", {"backtests__parameter_sweep": sweep}).success

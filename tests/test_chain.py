@@ -12,21 +12,27 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from quant_assets.definitions import build_defs
+from quant_assets.environments.portfolio import PortfolioEpisodes, PortfolioParameters
 from quant_assets.features import tables as feature_tables
 from quant_assets.launch import QUIET
 from quant_assets.market import tables as market_tables
 from quant_assets.models.mlp import OnnxMlp
+from quant_assets.models.portfolio_market import read_portfolio_market
+from quant_assets.models.sac import OnnxPolicy
 from quant_assets.partitions import CALENDAR, settings
+from quant_assets.serving.signals import follow
 from quant_assets.serving.tables import LIVE_SIGNALS
 from quant_resources.iceberg import Warehouse
 from quant_resources.sources.sample import SampleSource
@@ -148,7 +154,7 @@ def test_signals_are_what_the_champion_says_about_the_nights_features(chain: Any
     signals = chain.warehouse.read(LIVE_SIGNALS, session, session).to_pylist()
     assert {(row["strategy"], row["symbol"]) for row in signals} == {
         (strategy, symbol)
-        for strategy in ("mlp_long_short", "mlp_sentiment_long_short")
+        for strategy in ("mlp_long_short", "mlp_sentiment_long_short", "sac_portfolio")
         for symbol in chain.symbols
     }
     champion = chain.registry.champion("mlp_technical")
@@ -159,14 +165,46 @@ def test_signals_are_what_the_champion_says_about_the_nights_features(chain: Any
     assert [row["probability_long"] for row in mine] == [float(p) for p in expected[:, 0]]
     assert all(row["available_at"] == CALENDAR.close(session) for row in signals)
     snapshot = chain.warehouse.snapshot_id(feature_tables.TECHNICAL)
-    assert all(f"features.technical={snapshot}" in row["feature_snapshots"] for row in signals)
+    assert all(f"features.technical={snapshot}" in row["feature_snapshots"] for row in mine)
 
 
 def test_no_signal_for_a_session_that_the_model_was_trained_on(chain: Any) -> None:
-    first_signal = min(chain.read(LIVE_SIGNALS)["session"].to_pylist())
-    assert first_signal > dt.date.fromisoformat(
-        chain.registry.champion("mlp_technical").bundle["windows"]["in_sample_last"]
-    )
+    rows = chain.read(LIVE_SIGNALS).to_pylist()
+    for name in ("mlp_technical", "mlp_sentiment", "sac_portfolio"):
+        seen_until = dt.date.fromisoformat(chain.registry.champion(name).bundle["windows"]["in_sample_last"])
+        assert min(row["session"] for row in rows if row["model"] == name) > seen_until
+
+
+def test_weights_of_the_night_are_what_the_champion_holds_when_followed_from_the_start(chain: Any) -> None:
+    """By the environment itself: the last decisions of its rollout on bars that go on to know their returns."""
+    champion = chain.registry.champion("sac_portfolio")
+    data = read_portfolio_market(chain.warehouse, champion.bundle["symbols"])
+    parameters = replace(PortfolioParameters(**champion.bundle["parameters"]), episode_steps=None)
+    seen_until = dt.date.fromisoformat(champion.bundle["windows"]["in_sample_last"])
+    later = data.market.between(CALENDAR.shift(seen_until, 1), chain.nights[-1])
+    episodes = PortfolioEpisodes(1, later, parameters)
+    observation = episodes.reset(np.random.default_rng(0))
+    held = {}
+    for row in episodes.decisions:
+        done = episodes.step(OnnxPolicy(champion.onnx, champion.bundle).act(observation))
+        observation = done.observation
+        held[later.sessions[row].astype("datetime64[D]").astype(object)] = done.info["weights"][0]
+    followed = follow(data.market, parameters, OnnxPolicy(champion.onnx, champion.bundle).act, seen_until)
+    assert list(held) == list(followed)[:-2], "of the two newest decisions nobody knows the return"
+    for session, weights in held.items():
+        np.testing.assert_allclose(followed[session], weights, atol=1e-6)
+    for night in chain.nights:
+        rows = [
+            r
+            for r in chain.warehouse.read(LIVE_SIGNALS, night, night).to_pylist()
+            if r["strategy"] == "sac_portfolio"
+        ]
+        assert [r["symbol"] for r in rows] == list(chain.symbols)
+        assert [r["target_weight"] for r in rows] == followed[night].tolist()
+        assert all(r["target_shares"] == int(r["target_shares"]) for r in rows)
+        assert all(r["probability_long"] is None and r["stop_loss_pct"] is None for r in rows)
+        frame = pd.read_csv(chain.home / "signals" / "sac_portfolio" / f"{night}.csv")
+        np.testing.assert_allclose(frame["signal"], followed[night], atol=1e-6)
 
 
 def test_signal_files_lie_where_the_readme_says(chain: Any) -> None:

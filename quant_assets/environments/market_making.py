@@ -99,6 +99,11 @@ class MarketMakingMarket:
         _above_zero("dt", self.dt)
 
     @property
+    def paths(self) -> int:
+        """Number of paths."""
+        return self.mid.shape[0]
+
+    @property
     def steps(self) -> int:
         """Steps of each path."""
         return self.mid.shape[1] - 1
@@ -177,6 +182,8 @@ class MarketMakingParameters:
         taker_half_spread: dollars per share of a hedge.
         taker_fee_per_share: dollars per share of a hedge, on top.
         reward_scale: rewards are dollars times this; everything in `info` and `Rollout.pnl_dollars` stays in dollars.
+        reward_mid_moves: False leaves the mid's moves on what is held out of the rewards. They are zero on average where the mid
+            is a martingale, and several times what a step earns: agents are trained without them and judged with them.
         inventory_scale_shares: inventory is observed in units of it. None: sd of the inventory of a symmetric dealer at depth 1 / k
             who keeps quoting until the end, at most the limit.
         wealth_scale_dollars: wealth is observed in units of it. None: what that dealer earns.
@@ -203,6 +210,7 @@ class MarketMakingParameters:
     taker_half_spread: float = 0.0
     taker_fee_per_share: float = 0.0
     reward_scale: float = 1.0
+    reward_mid_moves: bool = True
     inventory_scale_shares: float | None = None
     wealth_scale_dollars: float | None = None
     typical_variance: float | None = None
@@ -374,7 +382,10 @@ class MarketMaking(Episodes):
             if self.step_index == self.steps
             else np.zeros(self.n)
         )
-        reward = (self._wealth - before - penalty - liquidation) * terms.reward_scale
+        earned = self._wealth - before
+        if not terms.reward_mid_moves:
+            earned = earned - self.inventory * (self.mid - mid)
+        reward = (earned - penalty - liquidation) * terms.reward_scale
 
         self._recent = self._recent * self._decay + filled
         sd = np.sqrt(np.maximum(variance, SMALLEST_VARIANCE_RATIO * self.typical_variance) * self.market.dt)

@@ -71,3 +71,38 @@ def judge(
     if improvement.low > 0:
         return Verdict(True, f"better than the champion: {numbers}", improvement)
     return Verdict(False, f"not better than the champion: {numbers}", improvement)
+
+
+def judge_scores(
+    challenger: np.ndarray,
+    champion: np.ndarray,
+    unit: str,
+    confidence: float = 0.95,
+    block: int = 1,
+    seed: int = 0,
+) -> Verdict:
+    """Compare two policies by what they got on the same paths or periods, which neither was trained on.
+
+    As `judge`: promoted when the lower end of the bootstrap interval of the mean difference is above 0.
+
+    Args:
+        challenger, champion: scores, above is better, shape (paths or periods,), in the same order.
+        unit: of the scores, for the sentence.
+        confidence: of the two-sided interval.
+        block: length of the blocks that are resampled; 1 for independent paths.
+        seed: of the bootstrap.
+    """
+    if not len(challenger):
+        return Verdict(False, "nothing that neither agent has seen: the challenger stays challenger")
+    improvement = mean_interval(
+        challenger - champion,
+        session_resamples(np.arange(len(challenger)), seed, block_sessions=block),
+        confidence,
+    )
+    numbers = (
+        f"improves by {improvement.value:+.4g} {unit} [{improvement.low:+.4g}, {improvement.high:+.4g}] at "
+        f"{confidence:.0%} on {len(challenger)} unseen paths or periods"
+    )
+    if improvement.low > 0:
+        return Verdict(True, f"better than the champion: {numbers}", improvement)
+    return Verdict(False, f"not better than the champion: {numbers}", improvement)

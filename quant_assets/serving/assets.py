@@ -13,43 +13,50 @@ from quant_assets.models.inference import inputs_of, model_rows, require_same_fe
 from quant_assets.partitions import CALENDAR, SESSIONS, run_sessions, settings
 from quant_assets.presentation import data_version, figure_markdown, markdown_table, show
 from quant_assets.serving import tables
-from quant_assets.serving.signals import make_signals, write_signal_files
+from quant_assets.serving.signals import follow, make_portfolio_signals, make_signals, write_signal_files
 from quant_assets.strategies.mlp_long_short import MlpLongShort, MlpSentimentLongShort
 from quant_resources.iceberg import Warehouse
 from quant_resources.io_manager import table_metadata
-from quant_resources.registry import ModelRegistry
+from quant_resources.registry import ModelRegistry, ModelVersion
 
 GROUP = "serving"
 OWNERS = ["team:trading"]
 # The strategies that are traded live: the same rule that is backtested.
 STRATEGIES = (MlpLongShort, MlpSentimentLongShort)
+PORTFOLIO = "sac_portfolio"  # registered model and strategy
 
 
 class LiveSignalConfig(dg.Config):
     """Decision rule of the live signals; see `MlpLongShort`.
 
-    The bracket (target and stop) is the one that the champion's labels were made with.
+    The bracket (target and stop) is the one that the champion's labels were made with. Weights of the portfolio become whole
+    shares of `portfolio_equity_dollars`.
     """
 
     long_threshold: float | None = None
     short_threshold: float | None = None
     size_shares: float = 100.0
+    portfolio_equity_dollars: float = 100_000.0
 
 
 @dg.asset(
     key=["serving", "live_signals"],
     metadata=table_metadata(tables.LIVE_SIGNALS),
     group_name=GROUP,
-    description="What each strategy would do at the next open, one row per strategy and symbol: probabilities, side, "
-    "target (shares), bracket (percent), model version, feature snapshots. Known at the session's close. Also as CSV, "
-    "one file per strategy and session. Sessions that the champion was trained on have none.",
+    description="What each strategy would do at the next open, one row per strategy and symbol: probabilities or portfolio weight, "
+    "side, target (shares), bracket (percent), model version, snapshots. Known at the session's close. Also as CSV, "
+    "one file per strategy and session. Sessions that the champion was trained on have none, and before an agent is trained "
+    "the portfolio has none.",
     partitions_def=SESSIONS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     ins={
         "technical": dg.AssetIn(["features", "technical"]),
         "sentiment": dg.AssetIn(["features", "sentiment"]),
     },
-    deps=[dg.AssetKey(["models", model]) for model in (strategy.model for strategy in STRATEGIES) if model],
+    deps=[
+        *(dg.AssetKey(["models", model]) for model in (strategy.model for strategy in STRATEGIES) if model),
+        dg.AssetKey(["models", PORTFOLIO]),
+    ],
     kinds={"onnx", "iceberg"},
     owners=OWNERS,
     code_version="1",
@@ -117,6 +124,11 @@ def live_signals(
                     },
                 )
             )
+    portfolio = registry.find(PORTFOLIO)
+    if portfolio is None:
+        context.log.info("no weights: models/%s has no champion yet (train_agents_job)", PORTFOLIO)
+    elif (weights := _portfolio_signals(config, warehouse, portfolio, first, last)) is not None:
+        parts.append(weights)
     if not parts:
         raise dg.Failure(
             f"no signal in {first}..{last}: no symbol has features there (a symbol needs 21 bars before its first "
@@ -130,27 +142,40 @@ def live_signals(
     from quant_assets.serving import plots
 
     shown = data.filter(pc.equal(data["session"], pa.scalar(last)))
+    ruled = shown.filter(pc.is_valid(shown["probability_long"]))
+    columns = (
+        "strategy",
+        "symbol",
+        "side",
+        "probability_long",
+        "probability_short",
+        "target_weight",
+        "model_version",
+    )
     show(
         context,
         {
             "signals": markdown_table(
-                [
-                    {
-                        k: row[k]
-                        for k in (
-                            "strategy",
-                            "symbol",
-                            "side",
-                            "probability_long",
-                            "probability_short",
-                            "model_version",
-                        )
-                    }
-                    for row in shown.to_pylist()
-                ]
+                [{k: "" if row[k] is None else row[k] for k in columns} for row in shown.to_pylist()]
             ),
-            "probabilities": figure_markdown(
-                plots.signals_figure(shown, rules), f"Probabilities and thresholds, {last}"
+            **(
+                {
+                    "probabilities": figure_markdown(
+                        plots.signals_figure(ruled, rules), f"Probabilities and thresholds, {last}"
+                    )
+                }
+                if ruled.num_rows
+                else {}
+            ),
+            **(
+                {
+                    "weights": figure_markdown(
+                        plots.weights_figure(data.filter(pc.is_valid(data["target_weight"]))),
+                        f"Weights of the portfolio after the next open, {last}",
+                    )
+                }
+                if ruled.num_rows < shown.num_rows
+                else {}
             ),
             "files": markdown_table([{"file": str(path)} for path in files[-8:]]),
             "thresholds": markdown_table(
@@ -162,3 +187,49 @@ def live_signals(
         },
     )
     return dg.Output(data, data_version=data_version(data, (first, last)))
+
+
+def _portfolio_signals(
+    config: LiveSignalConfig, warehouse: Warehouse, champion: ModelVersion, first: dt.date, last: dt.date
+) -> pa.Table | None:
+    """The portfolio's weights of the run's sessions; None where the champion was trained on all of them."""
+    import pyarrow.compute as pc
+
+    from quant_assets.environments.portfolio import PortfolioEpisodes, PortfolioParameters
+    from quant_assets.market.tables import BARS
+    from quant_assets.models.portfolio_market import read_portfolio_market
+    from quant_assets.models.sac import OnnxPolicy
+
+    seen_until = dt.date.fromisoformat(champion.bundle["windows"]["in_sample_last"])
+    if last <= seen_until:
+        return None
+    data = read_portfolio_market(
+        warehouse, champion.bundle["symbols"], last=last, extra_features=champion.bundle["market"]["features"]
+    )
+    parameters = PortfolioParameters(**champion.bundle["parameters"])
+    policy = OnnxPolicy(champion.onnx, champion.bundle)
+    policy.require(PortfolioEpisodes(1, data.market, parameters))
+    followed = follow(data.market, parameters, policy.act, seen_until)
+    sessions = [session for session in CALENDAR.sessions(first, last) if session in followed]
+    if not sessions:
+        return None
+    bars = warehouse.read(BARS, sessions[0], last, snapshot_id=data.snapshots[BARS.name])
+    bars = bars.filter(pc.is_in(bars["symbol"], pa.array(data.market.symbols, pa.string())))
+    closes: dict[dt.date, dict[str, float]] = {}
+    for row in bars.select(["session", "symbol", "close"]).to_pylist():
+        closes.setdefault(row["session"], {})[row["symbol"]] = row["close"]
+    return make_portfolio_signals(
+        PORTFOLIO,
+        data.market,
+        followed,
+        sessions,
+        closes,
+        CALENDAR.close,
+        config.portfolio_equity_dollars,
+        {
+            "model": PORTFOLIO,
+            "model_version": champion.version,
+            "feature_snapshots": ", ".join(f"{name}={snapshot}" for name, snapshot in data.snapshots.items()),
+            "news_source": data.sources.get(feature_tables.SENTIMENT.name, "none"),
+        },
+    )

@@ -45,3 +45,27 @@ def signals_figure(signals: pa.Table, parameters: Mapping[str, MlpLongShort]) ->
     axes[0].set_ylabel("probability (filled: side taken)", fontsize=9)
     axes[0].legend(fontsize=8, frameon=False)
     return figure
+
+
+def weights_figure(signals: pa.Table) -> Figure:
+    """The newest weights of a portfolio as bars, cash last, and the sessions before them as areas where there are several."""
+    frame = signals.to_pandas().pivot_table(index="session", columns="symbol", values="target_weight")
+    frame = frame[sorted(frame.columns, key=lambda symbol: -frame[symbol].iloc[-1])[:MOST_SYMBOLS]].fillna(
+        0.0
+    )
+    frame["cash"] = 1 - frame.sum(axis=1)
+    several = len(frame) > 1
+    figure = new_figure(9, 3.2)
+    axes = np.atleast_1d(figure.subplots(1, 2 if several else 1))
+    colors = [COLORS[i % (len(COLORS) - 1)] for i in range(frame.shape[1] - 1)] + [COLORS[-1]]
+    axes[-1].bar(frame.columns, frame.iloc[-1], color=colors)
+    axes[-1].set_title(f"after the close of {frame.index[-1]:%Y-%m-%d}", fontsize=10, loc="left")
+    axes[-1].tick_params(axis="x", labelsize=8)
+    axes[-1].axhline(0, color="black", lw=0.6)
+    if several:
+        axes[0].stackplot(np.arange(len(frame)), *frame.T.to_numpy().clip(0), colors=colors)
+        axes[0].set_title(f"{len(frame)} sessions from {frame.index[0]:%Y-%m-%d}", fontsize=10, loc="left")
+        axes[0].set_xlabel("session", fontsize=9)
+        axes[0].margins(x=0)
+    axes[0].set_ylabel("share of equity", fontsize=9)
+    return figure

@@ -13,8 +13,21 @@ LIVE_SIGNALS = TableSpec(
         SYMBOL,
         SESSION,
         AVAILABLE_AT,
-        Column("probability_long", "double", "probability that a long trade reaches its target first"),
-        Column("probability_short", "double", "probability that a short trade reaches its target first"),
+        Column(
+            "probability_long",
+            "double",
+            "probability that a long trade reaches its target first; null for a portfolio",
+        ),
+        Column(
+            "probability_short",
+            "double",
+            "probability that a short trade reaches its target first; null for a portfolio",
+        ),
+        Column(
+            "target_weight",
+            "double",
+            "share of the portfolio's equity after the entry; null for a strategy without weights",
+        ),
         Column("side", "string", "long, short or flat", required=True),
         Column(
             "target_shares",
@@ -23,12 +36,17 @@ LIVE_SIGNALS = TableSpec(
             required=True,
         ),
         Column("entry_rule", "string", "next_open: at the open of the following session", required=True),
-        Column("profit_target_pct", "double", "profit target, percent of the entry price", required=True),
-        Column("stop_loss_pct", "double", "stop, percent of the entry price", required=True),
+        Column(
+            "profit_target_pct", "double", "profit target, percent of the entry price; null without a bracket"
+        ),
+        Column("stop_loss_pct", "double", "stop, percent of the entry price; null without a bracket"),
         Column("model", "string", "registered model", required=True),
         Column("model_version", "long", "its version", required=True),
         Column(
-            "feature_snapshots", "string", "Iceberg snapshot of each feature table, `table=id`", required=True
+            "feature_snapshots",
+            "string",
+            "Iceberg snapshot of each table behind the row, `table=id`",
+            required=True,
         ),
         Column(
             "news_source",

@@ -42,7 +42,7 @@ class IntradayConfig(dg.Config):
         seed: of the paths; the project's when none is given.
     """
 
-    draws: int = 1000
+    draws: int = 1500
     days_per_draw: int = 1
     spread_bps: float | None = None
     seed: int | None = None

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from quant_assets.simulation.transitions import Transitions
+
 SIMULATED, REAL, POSTERIOR, GREY = COLORS[0], COLORS[1], COLORS[2], COLORS[7]
 REAL_SHADES = (COLORS[1], COLORS[4], COLORS[3])
 BLOCK_MINUTES = 10  # of the profiles: short enough for the open, long enough for a quiet line
@@ -246,3 +248,35 @@ def _clock(ax: Axes, minutes: int) -> None:
     ax.set_xlim(0, minutes)
     ax.tick_params(axis="x", labelsize=8)
     ax.set_xlabel("New York" if minutes == SESSION_MINUTES else "minutes since the open", fontsize=9)
+
+
+def transitions_figure(transitions: Transitions) -> Figure:
+    """Histograms of every observation, every action and the reward of a transition buffer."""
+    names = [*transitions.info.observation_names, *transitions.info.action_names, "reward"]
+    columns = [
+        *transitions.observations[:, 0].T,
+        *transitions.actions[:, 0].T,
+        transitions.rewards[:, 0],
+    ]
+    across = 3
+    down = -(-len(names) // across)
+    figure = new_figure(9, 1.7 * down)
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for i, (ax, name, values) in enumerate(zip(axes, names, columns, strict=False)):
+        low, high = np.quantile(values, [0.001, 0.999])
+        if low == high:
+            low, high = low - 0.5, high + 0.5
+        kind = (
+            POSTERIOR
+            if i == len(names) - 1
+            else SIMULATED
+            if i < len(transitions.info.observation_names)
+            else REAL
+        )
+        ax.hist(values, bins=60, range=(low, high), color=kind)
+        ax.set_title(name, fontsize=8, loc="left")
+        ax.set_yticks([])
+        ax.tick_params(labelsize=7)
+    for ax in axes[len(names) :]:
+        ax.axis("off")
+    return figure
