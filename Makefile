@@ -7,7 +7,7 @@ BIN     := $(VENV)/bin
 export QUANT_HOME ?= $(CURDIR)/.quant
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain posterior calibrate backtest test lint format dev mlflow bench clean
+.PHONY: help setup demo chain posterior calibrate agents backtest test lint format dev mlflow bench clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-9s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ posterior: $(VENV)/.installed ## Heston posteriors and simulated days, one run p
 
 calibrate: $(VENV)/.installed ## simulation-based calibration of the Heston sampler (resumable; about ten minutes on two cores)
 	@$(BIN)/python -m quant_assets.launch calibration_job
+
+agents: $(VENV)/.installed ## train the execution, market-making and portfolio agents (a killed training goes on)
+	@$(BIN)/python -m quant_assets.launch train_agents_job
 
 backtest: $(VENV)/.installed ## parameter sweep, every strategy's backtest, tear sheets
 	@$(BIN)/python -m quant_assets.launch backtest_job

@@ -18,6 +18,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from jobs import backtests, ingest, maintenance, nightly, posterior, training  # noqa: E402
+from quant_assets.backtests import agent_assets as agent_backtest_assets  # noqa: E402
 from quant_assets.backtests import assets as backtest_assets  # noqa: E402
 from quant_assets.features import assets as feature_assets  # noqa: E402
 from quant_assets.features import checks as feature_checks  # noqa: E402
@@ -52,6 +53,7 @@ ASSET_MODULES = (
     model_assets,
     agent_assets,
     backtest_assets,
+    agent_backtest_assets,
     serving_assets,
 )
 CHECK_MODULES = (market_checks, feature_checks)

@@ -67,7 +67,7 @@ def main() -> int:
         if not run_job(defs, instance, "calibration_job", tags={}, ops=plan):
             return 1
         print(
-            "\nAgents: execution, market making, portfolio; soft actor-critic, model-based planning (train_agents_job)"
+            "\nAgents for execution, market making and a portfolio: soft actor-critic with planning, judged (train_agents_job)"
         )
         if not run_job(defs, instance, "train_agents_job", tags={}):
             return 1
@@ -135,13 +135,19 @@ def _summary() -> None:
         "  An AUC near 0.5 is what these prices hold; the sample's news are simulated and contain no alpha."
     )
     _posteriors(warehouse)
+    _agents(warehouse)
     _backtests(warehouse)
     signals = warehouse.read(LIVE_SIGNALS, LAST_SESSION, LAST_SESSION)
     print(f"\nSignals of {LAST_SESSION}, to be traded at the next open")
     for row in signals.to_pylist():
+        weight = row["target_weight"]
+        why = (
+            f"P(long) {row['probability_long']:.3f}  P(short) {row['probability_short']:.3f}"
+            if weight is None
+            else f"weight {weight:.1%} of 100,000 dollars"
+        )
         print(
-            f"  {row['strategy']:26s} {row['symbol']:5s} {row['side']:5s} {row['target_shares']:>6.0f} shares  "
-            f"P(long) {row['probability_long']:.3f}  P(short) {row['probability_short']:.3f}  "
+            f"  {row['strategy']:26s} {row['symbol']:5s} {row['side']:5s} {row['target_shares']:>6.0f} shares  {why}  "
             f"{row['model']} v{row['model_version']}"
         )
     print(f"\nSignal files   {settings().signals_dir}/<strategy>/<session>.csv")
@@ -183,6 +189,36 @@ def _posteriors(warehouse: Warehouse) -> None:
         print(
             f"  {fit['symbol']:5s} {fit['returns']:>5} returns to {fit['session']}, {fit['sampler']}: {'  '.join(numbers)}"
         )
+
+
+def _agents(warehouse: Warehouse) -> None:
+    """Each agent beside what needs no learning: one measure per environment, on days that it never saw."""
+    from quant_assets.backtests.tables import EXECUTION, MARKET_MAKING, PORTFOLIO
+
+    print("\nAgents on days that they never saw, beside rules that learn nothing (mean; more in the reports)")
+    for spec, column, what in (
+        (EXECUTION, "cost_without_market_move_bps_mean", "cost of an order, bps"),
+        (
+            MARKET_MAKING,
+            "objective_without_market_move_dollars_mean",
+            "dollars a session less inventory penalty",
+        ),
+        (PORTFOLIO, "sharpe_ratio", "Sharpe ratio net of costs"),
+    ):
+        rows = [
+            row
+            for row in warehouse.read(spec).to_pylist()
+            if row["symbol"] == "all" and row["window"] in ("unseen", "out_of_sample")
+        ]
+        shown = []
+        for row in rows:
+            if row["strategy"] != "sac":
+                shown.append(f"{row['strategy']} {row[column]:.2f}")
+            elif row["chosen"]:
+                shown.insert(0, f"sac {row[column]:.2f}")
+            elif row["seeds"] > 1:
+                shown.append(f"mean of {row['seeds']} seeds {row[column]:.2f}")
+        print(f"  {spec.name:26s} {what}: {', '.join(shown)}")
 
 
 def _backtests(warehouse: Warehouse) -> None:

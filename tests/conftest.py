@@ -215,6 +215,7 @@ def chain() -> Iterator[Chain]:
         ops = {**Chain.posterior, **Chain.days}
         assert made.run("posterior_job", ops, partition_key=Chain.posterior_symbol).success
         others = ["models/sac_execution", "models/sac_market_maker"]
+        others += [f"backtests/{name}" for name in ("execution", "market_making", "portfolio")]
         assert made.run("train_agents_job", Chain.agents, others).success
         assert made.run("calibration_job", Chain.calibration).success
         sweep = {"method": "random", "trials": 12, "seed": 7, "min_trades": 1}

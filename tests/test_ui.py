@@ -192,3 +192,29 @@ def test_a_posterior_shows_its_draws_per_symbol(chain: Any, chain_ui: str) -> No
                 assert image.evaluate("node => node.naturalWidth") > 500
         finally:
             browser.close()
+
+
+@pytest.mark.usefixtures("chain")
+def test_an_agent_shows_how_it_learned_and_how_it_compares(chain_ui: str) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        try:
+            page = browser.new_page(viewport={"width": 1500, "height": 1000})
+            for asset, key in (
+                ("models/sac_portfolio", "Learning curves"),
+                ("models/sac_portfolio", "Losses, temperature, entropy, speed"),
+                ("backtests/execution", "Inventory: agent, TWAP, VWAP, Almgren-Chriss"),
+                ("backtests/market_making", "Inventory beside the closed forms"),
+            ):
+                page.goto(f"{chain_ui}/assets/{asset}?view=overview")
+                row = page.locator("tr", has=page.get_by_text(key, exact=True)).last
+                row.get_by_text("[Show Markdown]").click(timeout=60_000)
+                image = page.locator(
+                    "div[role='dialog'] img, .bp5-dialog img, img[src^='data:image/png']"
+                ).last
+                expect(image).to_be_visible(timeout=30_000)
+                assert image.evaluate("node => node.naturalWidth") > 500
+        finally:
+            browser.close()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from quant_assets.backtests.sweep import TrialStore
 
 GROUP = "backtests"
+AGENT_PAGES = ("execution", "market_making", "portfolio")  # written by `agent_assets.py`, listed by the index
 OWNERS = ["team:research"]
 IN_SAMPLE, OUT_OF_SAMPLE = "in_sample", "out_of_sample"
 SWEEPS_FILE = "sweeps.db"
@@ -638,9 +639,10 @@ def _sweep(
     key=[GROUP, "report"],
     group_name=GROUP,
     description="HTML pages under QUANT_HOME/reports: a tear sheet per strategy (out of sample, dollars, net of costs), a page "
-    "that compares all of them on the sessions that they share, JSON with every number beside them, and index.html. "
+    "that compares all of them on the sessions that they share, JSON with every number beside them, and index.html, which also "
+    "lists the pages of the agents and of the models. "
     "Deflated Sharpe ratios count every configuration that was ever tried.",
-    deps=[dg.AssetKey([GROUP, name]) for name in (*STRATEGIES, "parameter_sweep")],
+    deps=[dg.AssetKey([GROUP, name]) for name in (*STRATEGIES, "parameter_sweep", *AGENT_PAGES)],
     kinds={"plotly"},
     owners=OWNERS,
     backfill_policy=dg.BackfillPolicy.single_run(),

@@ -253,3 +253,175 @@ WALK_FORWARD_EQUITY = TableSpec(
     slice_column="strategy",
     partition_by="value",
 )
+
+# -- agents: each table holds the newest evaluation and is replaced whole, the differences by environment ------------------
+
+_AGENT_ROW = (
+    Column("strategy", "string", "sac, or the name of a baseline", required=True),
+    Column("seed", "long", "of the training; null for baselines and for the mean over seeds"),
+    Column("chosen", "boolean", "whether it is the seed that serves", required=True),
+    Column("seeds", "long", "trainings behind the row: 0 for a baseline, 1 for one seed", required=True),
+)
+_EVALUATED = (
+    Column(
+        "window",
+        "string",
+        "unseen: simulated days that no agent saw; real: sessions of minute bars after all that training rests on; real_seen: "
+        "sessions that the simulation was calibrated on (or agents trained on); out_of_sample: sessions after training",
+        required=True,
+    ),
+    Column("symbol", "string", "one symbol, or all", required=True),
+)
+_RESTS_ON = (
+    Column("session", "date", "last session that the evaluated data rest on", required=True),
+    AVAILABLE_AT,
+)
+_MODEL = (
+    Column("model", "string", "registered model of the agent", required=True),
+    Column("model_version", "long", "its version", required=True),
+)
+
+
+def _estimate(name: str, what: str) -> tuple[Column, ...]:
+    return (
+        Column(f"{name}_mean", "double", what, required=True),
+        Column(
+            f"{name}_sd",
+            "double",
+            "standard deviation over paths (mean over seeds: of theirs); null for one path",
+        ),
+        Column(f"{name}_low", "double", "95 % interval of the mean over paths; null for one path"),
+        Column(f"{name}_high", "double", "95 % interval of the mean over paths; null for one path"),
+    )
+
+
+EXECUTION = TableSpec(
+    name="backtests.execution",
+    description="What selling the same orders cost by each strategy; basis points of the order's value on arrival.",
+    columns=(
+        *_EVALUATED,
+        *_AGENT_ROW,
+        *_RESTS_ON,
+        *_MODEL,
+        Column("paths", "long", "days, one order each", required=True),
+        *_estimate("implementation_shortfall_bps", "arrival value less proceeds, plus the penalty"),
+        *_estimate(
+            "cost_without_market_move_bps",
+            "the same without slippage; equal in the mean where the mid is a martingale",
+        ),
+        Column("slippage_bps", "double", "the market's own move, mean", required=True),
+        Column("spread_bps", "double", "half the quoted spread, mean", required=True),
+        Column("temporary_impact_bps", "double", "mean", required=True),
+        Column("permanent_impact_bps", "double", "mean", required=True),
+        Column("leftover_bps", "double", "penalty on what was left at the end, mean", required=True),
+        Column(
+            "risk_bps",
+            "double",
+            "risk aversion times variance held; not part of the shortfall",
+            required=True,
+        ),
+        Column("seed_sd", "double", "sd of the mean shortfall over seeds, bps; in the mean over seeds alone"),
+    ),
+    key=("window", "symbol", "strategy", "seed", "seeds"),
+)
+
+MARKET_MAKING = TableSpec(
+    name="backtests.market_making",
+    description="What quoting a session earned by each strategy on the same paths and market orders; mids start at 100 dollars.",
+    columns=(
+        *_EVALUATED,
+        *_AGENT_ROW,
+        *_RESTS_ON,
+        *_MODEL,
+        Column("paths", "long", "days", required=True),
+        *_estimate("objective_dollars", "PnL less the penalties on inventory, dollars a day"),
+        *_estimate(
+            "objective_without_market_move_dollars",
+            "the same without what the mid's moves did to the inventory; equal in the mean where the mid is a martingale",
+        ),
+        *_estimate("pnl_dollars", "wealth at the end less the cost of liquidation, dollars a day"),
+        Column("final_inventory_mean_shares", "double", "before liquidation", required=True),
+        Column("final_inventory_sd_shares", "double", "before liquidation, over paths", required=True),
+        Column("inventory_sd_shares", "double", "over all instants and paths", required=True),
+        Column("mean_spread_dollars", "double", "both depths together, mean over steps", required=True),
+        Column(
+            "seed_sd", "double", "sd of the mean objective over seeds, dollars; in the mean over seeds alone"
+        ),
+    ),
+    key=("window", "symbol", "strategy", "seed", "seeds"),
+)
+
+PORTFOLIO = TableSpec(
+    name="backtests.portfolio",
+    description="What each strategy earned out of sample, net of costs; intervals from a moving-block bootstrap over sessions.",
+    columns=(
+        *_EVALUATED,
+        *_AGENT_ROW,
+        *_RESTS_ON,
+        *_MODEL,
+        Column("first_session", "date", "session of the first decision", required=True),
+        Column("decisions", "long", "number", required=True),
+        Column("annual_log_growth_pct", "double", "per cent a year", required=True),
+        Column("annual_log_growth_pct_low", "double", "95 % interval"),
+        Column("annual_log_growth_pct_high", "double", "95 % interval"),
+        Column("annual_volatility_pct", "double", "per cent a year", required=True),
+        Column("sharpe_ratio", "double", "annual, without a rate of interest; null for a constant"),
+        Column("sharpe_ratio_low", "double", "95 % interval"),
+        Column("sharpe_ratio_high", "double", "95 % interval"),
+        Column("max_drawdown_pct", "double", "per cent below the peak", required=True),
+        Column("mean_turnover_pct", "double", "of wealth, per session", required=True),
+        Column("total_cost_pct", "double", "of wealth, summed over the window", required=True),
+        Column("seed_sd", "double", "sd of the Sharpe ratio over seeds; in the mean over seeds alone"),
+    ),
+    key=("window", "symbol", "strategy", "seed", "seeds"),
+)
+
+PORTFOLIO_EQUITY = TableSpec(
+    name="backtests.portfolio_equity",
+    description="Wealth of each strategy at the open of the session, 1 before the first trade, net of costs.",
+    columns=(
+        Column("strategy", "string", "sac, or the name of a baseline", required=True),
+        Column("seed", "long", "of the training; null for baselines"),
+        SESSION,
+        AVAILABLE_AT,
+        Column("equity", "double", "in units of the start", required=True),
+        Column(
+            "turnover", "double", "of the trade whose return ends here, fraction of wealth", required=True
+        ),
+        Column("cost", "double", "of that trade, fraction of wealth", required=True),
+    ),
+    key=("strategy", "seed", "session"),
+)
+
+AGENT_DIFFERENCES = TableSpec(
+    name="backtests.agent_differences",
+    description="An agent less a baseline on the same paths, orders and sessions. Of costs, below 0 is better; of all else, above.",
+    columns=(
+        Column("environment", "string", "execution, market_making or portfolio", required=True),
+        *_EVALUATED,
+        *_AGENT_ROW,
+        Column("baseline", "string", "what the agent is compared with", required=True),
+        Column("measure", "string", "column of the environment's table, with its unit", required=True),
+        *_RESTS_ON,
+        Column("count", "long", "pairs: paths, or sessions of a portfolio", required=True),
+        Column("difference", "double", "agent less baseline, mean", required=True),
+        Column(
+            "low", "double", "95 % interval of the mean over pairs, trained policies fixed; null for one path"
+        ),
+        Column(
+            "high",
+            "double",
+            "95 % interval of the mean over pairs, trained policies fixed; null for one path",
+        ),
+        Column(
+            "better_share",
+            "double",
+            "of pairs (portfolio: of resamples) in which the agent is better",
+            required=True,
+        ),
+        Column("seed_sd", "double", "sd of the difference over seeds; in the mean over seeds alone"),
+    ),
+    key=("environment", "window", "symbol", "strategy", "seed", "seeds", "baseline", "measure"),
+    slice_column="environment",
+    partition_by="value",
+)

@@ -516,6 +516,8 @@ def _train(
             "learning_curves.json": json.dumps({str(s): a.history for s, a in agents.items()}).encode(),
         },
     )
+    for task in tasks:  # finished agents waited here for the others
+        task[3].unlink(missing_ok=True)
     if verdict.promote:
         registry.promote(version, verdict.reason)
     context.log.info("%s version %d: %s", name, version.version, verdict.reason)

@@ -39,11 +39,11 @@ PROFILES: Mapping[str, Mapping[str, SacParameters]] = {
     "sac_execution": {
         "demo": replace(
             _SMALL,
-            learning_rate=1e-3,
+            learning_rate=5e-4,
             initial_alpha=0.01,
             target_entropy=-2.0,
             episodes=32,
-            steps=40_000,
+            steps=24_000,
             updates_per_step=8,
             imagined_per_step=2,
         ),
@@ -94,7 +94,7 @@ PROFILES: Mapping[str, Mapping[str, SacParameters]] = {
             gamma=0.9,
             initial_alpha=0.1,
             episodes=16,
-            steps=24_000,
+            steps=16_000,
             updates_per_step=2,
             evaluations=8,
         ),
@@ -239,7 +239,8 @@ def train_seed(
         problem: markets and environment.
         parameters: with the seed.
         initial: transitions to begin the imagined buffer with, or None.
-        checkpoint: file to continue from and to write to.
+        checkpoint: file to continue from and to write to; it stays when the agent is done, and whoever has stored the agent
+            removes it.
         identity: of the markets; a checkpoint of others is refused.
         progress: called with a line of text at each evaluation.
     """
@@ -259,6 +260,7 @@ def train_seed(
         initial=initial if k else None,
         evaluate=score,
         checkpoint=checkpoint,
+        keep_checkpoint=True,
         identity=identity,
         progress=told,
     )

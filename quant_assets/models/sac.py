@@ -707,6 +707,7 @@ def train(
     evaluate: Callable[[SacPolicy], float] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
+    keep_checkpoint: bool = False,
     identity: str = "",
     progress: Callable[[dict[str, float | None]], None] | None = None,
 ) -> TrainedAgent:
@@ -721,6 +722,8 @@ def train(
         evaluate: score of a policy, above is better; called at the evaluations.
         checkpoint: file that is written at the end of a set of episodes at most every `checkpoint_seconds`, continued from
             where it exists, and removed at the end.
+        keep_checkpoint: leave it instead, without the buffers: the same call then returns the finished agent at once. Whoever
+            trains several agents keeps those that are done until all are, and removes the files.
         identity: of what is not in `parameters` (markets, environment); a checkpoint of another one is refused.
         progress: called with each row of the history.
 
@@ -735,7 +738,7 @@ def train(
     try:
         with torch.no_grad():
             run = _Training(real, parameters, imagined, initial, checkpoint, identity)
-            return run.finish(evaluate, checkpoint_seconds, progress)
+            return run.finish(evaluate, checkpoint_seconds, keep_checkpoint, progress)
     finally:
         torch.set_num_threads(threads)
 
@@ -853,6 +856,7 @@ class _Training:
         self,
         evaluate: Callable[[SacPolicy], float] | None,
         checkpoint_seconds: float,
+        keep_checkpoint: bool,
         progress: Callable[[dict[str, float | None]], None] | None,
     ) -> TrainedAgent:
         p, last_saved = self.parameters, time.monotonic()
@@ -872,7 +876,10 @@ class _Training:
             if self.checkpoint is not None and time.monotonic() - last_saved >= checkpoint_seconds:
                 self._save(self.checkpoint)
                 last_saved = time.monotonic()
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and keep_checkpoint:
+            self.buffers = []
+            self._save(self.checkpoint)
+        elif self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
         best = self.best_flat if p.keep_best and self.best_flat is not None else None
         score = self.best_score if best is not None else (self.history[-1]["score"] if self.history else None)
@@ -1016,7 +1023,8 @@ class _Training:
                 f"({state['identity']}, this one is {self.identity}): delete it, or give this training another file"
             )
         self.learner.load(state["learner"])
-        for buffer, (rows, written) in zip(self.buffers, state["buffers"], strict=True):
+        # A finished training has none.
+        for buffer, (rows, written) in zip(self.buffers, state["buffers"], strict=bool(state["buffers"])):
             buffer.rows[: len(rows)] = rows
             buffer.written = written
         self.rng.bit_generator.state = state["rng"]

@@ -45,7 +45,7 @@ def test_progress_says_everything_that_is_known() -> None:
     line = progress_line(
         problem, PROFILES["sac_portfolio"]["demo"], {**row, "real_steps": 1000, "updates": 0}
     )
-    assert line.startswith("sac_portfolio seed 0: 1,000 of 24,000 real steps, 0 updates (-/s)")
+    assert line.startswith("sac_portfolio seed 0: 1,000 of 16,000 real steps, 0 updates (-/s)")
 
 
 def test_the_gate_wants_a_difference_that_noise_does_not_explain() -> None:

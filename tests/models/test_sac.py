@@ -328,6 +328,19 @@ def test_a_checkpoint_of_another_training_or_of_nothing_is_refused(tmp_path: Pat
         train(Target(), QUICK, checkpoint=checkpoint)
 
 
+def test_a_finished_agent_can_wait_in_its_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "agent.pt"
+    first = train(Target(), QUICK, evaluate=error_of, checkpoint=checkpoint, keep_checkpoint=True)
+    told: list[Any] = []
+    again = train(
+        Target(), QUICK, evaluate=error_of, checkpoint=checkpoint, keep_checkpoint=True, progress=told.append
+    )
+    assert not told, "nothing was trained"
+    assert np.array_equal(first.policy.flat, again.policy.flat)
+    assert (first.score, first.history) == (again.score, again.history)
+    assert checkpoint.stat().st_size < 100_000, "without its buffers"
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_batch(tmp_path: Path) -> None:
     with pytest.raises(LossIsNotFinite, match=r"target: after \d+ updates .* Lower learning_rate") as caught:
         train(Target(scale=1e25), QUICK, checkpoint=tmp_path / "agent.pt")

@@ -1,7 +1,7 @@
 """The page above all reports. Pure.
 
 Belongs here: finding the pages below a folder and listing them. Does not belong here: the pages themselves (`tear_sheet.py`,
-`comparison.py`, the reports of the models).
+`comparison.py`, `agent_page.py`, the reports of the models).
 """
 
 from __future__ import annotations
@@ -28,13 +28,16 @@ from quant_assets.strategies import YARDSTICKS
 
 
 def write_index(reports_dir: Path) -> Path:
-    """Write `<reports_dir>/index.html`, which links every report below it: backtests, then models, the newest first."""
+    """Write `<reports_dir>/index.html`, which links every report below it: backtests, agents, then models, the newest first."""
     reports_dir.mkdir(parents=True, exist_ok=True)
     found = sorted(path for path in reports_dir.rglob("*.html") if not path.name.startswith("."))
     index = reports_dir / "index.html"
     backtests = [path for path in found if path.parent == reports_dir / "backtests"]
+    agents = {path: facts for path in backtests if (facts := _read(path.with_suffix(".json"), "agent"))}
+    backtests = [path for path in backtests if path not in agents]
     models = [path for path in found if path.parent == reports_dir / "models"]
-    others = [path for path in found if path not in backtests and path not in models and path != index]
+    known = {*backtests, *agents, *models, index}
+    others = [path for path in found if path not in known]
 
     def entry(path: Path, label: str) -> Html:
         return link(path.relative_to(reports_dir).as_posix(), label)
@@ -53,6 +56,18 @@ def write_index(reports_dir: Path) -> Path:
         ]
         header = ("Page", "Out of sample", "Written", "Total return", "Sharpe", "Max drawdown")
         sections.append(section("Backtests", table(header, lines, 3)))
+    if agents:
+        rows = [
+            (
+                entry(path, path.stem),
+                *(facts.get(key, "") for key in ("model", "window", "paths")),
+                _written(path),
+                facts["verdict"],
+            )
+            for path, facts in sorted(agents.items())
+        ]
+        header = ("Page", "Model", "Window", "Paths or sessions", "Written", "Against the best baseline")
+        sections.append(section("Agents", table(header, rows, 6)))
     if models:
         order = sorted(models, key=lambda path: (_version(path)[0], -_version(path)[1]))
         rows = [
@@ -79,7 +94,7 @@ def _version(path: Path) -> tuple[str, int]:
 
 def _key_numbers(path: Path) -> tuple[str, ...]:
     """Window, time of writing, total return, Sharpe ratio and deepest drawdown of a backtest's page."""
-    numbers = _read_statistics(path.with_suffix(".json"))
+    numbers = _read(path.with_suffix(".json"), "statistics")
     if not numbers:
         return "", _written(path), "", "", ""
     window = numbers.get("window") or {}
@@ -92,10 +107,10 @@ def _key_numbers(path: Path) -> tuple[str, ...]:
     )
 
 
-def _read_statistics(path: Path) -> dict[str, Any]:
-    """Statistics from the JSON beside a tear sheet; nothing where there is none that can be read."""
+def _read(path: Path, key: str) -> dict[str, Any]:
+    """What the JSON beside a page holds under a key; nothing where there is none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["statistics"]
+        found = json.loads(path.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}
