@@ -35,10 +35,10 @@ posterior: $(VENV)/.installed ## Heston posteriors and simulated days, one run p
 calibrate: $(VENV)/.installed ## simulation-based calibration of the Heston sampler (resumable; about ten minutes on two cores)
 	@$(BIN)/python -m quant_assets.launch calibration_job
 
-agents: $(VENV)/.installed ## train the execution, market-making and portfolio agents (a killed training goes on)
+agents: $(VENV)/.installed ## train and judge the execution, market-making and portfolio agents (a killed training goes on)
 	@$(BIN)/python -m quant_assets.launch train_agents_job
 
-backtest: $(VENV)/.installed ## parameter sweep, every strategy's backtest, tear sheets
+backtest: $(VENV)/.installed ## parameter sweep, every trading rule's backtest, tear sheets (agents: make agents)
 	@$(BIN)/python -m quant_assets.launch backtest_job
 
 test: $(VENV)/.installed ## run the tests (PYTEST_ARGS="-k bars" narrows)

@@ -10,13 +10,14 @@ other seeds' policies, learning curves) lies under `files/`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,28 @@ class ModelVersion:
     onnx: bytes
     bundle: dict[str, Any]
     run_id: str
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """An MLflow run that goes on.
+
+    Attributes:
+        client: of the store.
+        run_id: MLflow run.
+    """
+
+    client: MlflowClient
+    run_id: str
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Values of now."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(self.run_id, [Metric(key, float(v), now, step) for key, v in metrics.items()])
 
 
 @functools.cache
@@ -119,6 +142,7 @@ class ModelRegistry:
         tags: Mapping[str, str],
         curves: Mapping[str, Sequence[float]] | None = None,
         files: Mapping[str, bytes] | None = None,
+        run: TrainingRun | None = None,
     ) -> ModelVersion:
         """Log a run, register its model and give it the alias `challenger`.
 
@@ -131,14 +155,14 @@ class ModelRegistry:
             tags: lineage: git commit, seed, feature-schema hash, snapshot ids.
             curves: metric name -> one value per epoch.
             files: name -> what else belongs to the version; see `files`.
+            run: the training that was followed while it ran; a run of its own when None.
         """
         import time
 
         from mlflow.entities import Metric, Param, RunTag
         from mlflow.exceptions import MlflowException
 
-        run = self.client.create_run(self._experiment_id(), run_name=name, tags=dict(tags))
-        run_id = run.info.run_id
+        run_id = (run or self._begin(name, tags)).run_id
         try:
             now = int(time.time() * 1000)
             values = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
@@ -173,11 +197,28 @@ class ModelRegistry:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         version = self.client.create_model_version(
-            name, source=f"{run.info.artifact_uri}/bundle", run_id=run_id, tags=dict(tags)
+            name,
+            source=f"{self.client.get_run(run_id).info.artifact_uri}/bundle",
+            run_id=run_id,
+            tags=dict(tags),
         )
         number = int(version.version)
         self.client.set_registered_model_alias(name, CHALLENGER, str(number))
         return ModelVersion(name, number, onnx, dict(bundle), run_id)
+
+    def _begin(self, name: str, tags: Mapping[str, str]) -> TrainingRun:
+        run = self.client.create_run(self._experiment_id(), run_name=name, tags=dict(tags))
+        return TrainingRun(self.client, run.info.run_id)
+
+    @contextlib.contextmanager
+    def training(self, name: str, tags: Mapping[str, str]) -> Iterator[TrainingRun]:
+        """A run that shows a long training while it goes on; hand it to `register`. What is not registered ends as failed."""
+        run = self._begin(name, tags)
+        try:
+            yield run
+        finally:
+            if self.client.get_run(run.run_id).info.status == "RUNNING":
+                self.client.set_terminated(run.run_id, status="FAILED")
 
     def promote(self, version: ModelVersion, reason: str) -> None:
         """Make a version the champion; it is no longer the challenger."""

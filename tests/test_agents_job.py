@@ -3,6 +3,7 @@
 import datetime as dt
 import html
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from quant_assets.backtests import agent_assets, tables
 from quant_assets.environments.market_making import MarketMaking, MarketMakingParameters
 from quant_assets.launch import QUIET
-from quant_assets.market.tables import MINUTE_BARS
-from quant_assets.partitions import CALENDAR
+from quant_assets.market.tables import BARS, MINUTE_BARS
+from quant_assets.partitions import CALENDAR, settings
+from quant_assets.posterior.tables import HESTON_FITS
 from quant_assets.simulation.markets import SPLIT, market_making_market, part_of
 from quant_assets.simulation.transitions import Paths, read_paths
 from quant_resources.iceberg import TableSpec, Warehouse
@@ -43,13 +45,16 @@ CHECKS = {
     },
 }
 
+# Of the portfolio's windows, in the order in which they must lie.
+BOUNDARIES = ("in_sample_last", "out_of_sample_first", "gate_last", "unseen_first", "out_of_sample_last")
+
 
 def rows(chain: Any, spec: TableSpec) -> list[dict[str, Any]]:
     return chain.warehouse.read(spec).to_pylist()
 
 
 def whole(chain: Any, name: str) -> list[dict[str, Any]]:
-    """Rows of the unseen days or of the window out of sample, all symbols together."""
+    """Rows of the unseen days or sessions, all symbols together."""
     windows = ("unseen", "out_of_sample")
     return [row for row in rows(chain, LEVELS[name]) if row["symbol"] == "all" and row["window"] in windows]
 
@@ -148,13 +153,17 @@ def test_levels_and_differences_are_one_evaluation(chain: Any) -> None:
                 assert row["difference"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_nothing_out_of_sample_overlaps_what_was_learned_from(chain: Any) -> None:
+def test_nothing_that_is_reported_was_learned_from_or_decided_the_promotion(chain: Any) -> None:
     champion = chain.registry.champion("sac_portfolio")
-    seen = dt.date.fromisoformat(champion.bundle["windows"]["in_sample_last"])
+    windows = {name: dt.date.fromisoformat(champion.bundle["windows"][name]) for name in BOUNDARIES}
+    assert list(windows.values()) == sorted(set(windows.values()))
     found = whole(chain, "portfolio")
-    assert all(row["first_session"] > seen for row in found)
+    assert {row["first_session"] for row in found} == {windows["unseen_first"]}
     equity = rows(chain, tables.PORTFOLIO_EQUITY)
-    assert min(row["session"] for row in equity) > seen
+    # Paid two sessions after the first decision.
+    assert min(row["session"] for row in equity) == CALENDAR.shift(windows["unseen_first"], 2)
+    page = html.unescape((chain.home / "reports" / "backtests" / "portfolio.html").read_text())
+    assert f"the gate's last one is {windows['gate_last']}" in page
     by_name: dict[tuple[str, Any], list[dict[str, Any]]] = {}
     for row in equity:
         by_name.setdefault((row["strategy"], row["seed"]), []).append(row)
@@ -165,6 +174,54 @@ def test_nothing_out_of_sample_overlaps_what_was_learned_from(chain: Any) -> Non
     for key, values in by_name.items():
         last = max(values, key=lambda row: row["session"])["equity"]
         assert 100 * 252 * np.log(last) / len(values) == pytest.approx(growth[key], abs=1e-9)
+
+
+def with_windows(
+    chain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: dict[str, str]
+) -> tuple[dg.ExecuteInProcessResult, Warehouse]:
+    """The portfolio's evaluation of the champion with other windows in its bundle, in a warehouse of its own."""
+    champion = chain.registry.champion("sac_portfolio")
+    other = replace(champion, bundle={**champion.bundle, "windows": windows})
+    monkeypatch.setattr(ModelRegistry, "champion", lambda self, name: other)
+    monkeypatch.setattr(agent_assets, "settings", lambda: settings().model_copy(update={"home": tmp_path}))
+    warehouse = Warehouse(tmp_path)
+    warehouse.write(BARS, chain.warehouse.read(BARS))
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(
+            [agent_assets.portfolio],
+            instance=instance,
+            resources={"warehouse": warehouse, "registry": chain.registry},
+            run_config=QUIET,
+            raise_on_error=False,
+        )
+    return result, warehouse
+
+
+def test_a_champion_of_before_is_judged_on_all_that_it_did_not_learn_from_and_the_page_says_so(
+    chain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = chain.registry.champion("sac_portfolio").bundle["windows"]
+    kept = {name: stored[name] for name in ("in_sample_last", "out_of_sample_first")}
+    result, warehouse = with_windows(chain, tmp_path, monkeypatch, kept)
+    assert result.success
+    first = CALENDAR.shift(dt.date.fromisoformat(kept["in_sample_last"]), 1)
+    assert {row["first_session"] for row in warehouse.read(tables.PORTFOLIO).to_pylist()} == {first}
+    page = html.unescape((tmp_path / "reports" / "backtests" / "portfolio.html").read_text())
+    assert "those that decided on its promotion as well" in page
+    assert "Train it again (train_agents_job)" in page
+
+
+def test_a_decision_on_a_session_of_the_gate_is_not_reported(
+    chain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = chain.registry.champion("sac_portfolio").bundle["windows"]
+    result, warehouse = with_windows(
+        chain, tmp_path, monkeypatch, {**stored, "unseen_first": stored["gate_last"]}
+    )
+    assert f"the decision of {stored['gate_last']} is not after {stored['gate_last']}" in message(
+        result, "portfolio"
+    )
+    assert not warehouse.read(tables.PORTFOLIO).num_rows
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -195,6 +252,7 @@ def test_real_sessions_are_sold_on_where_minute_bars_are_stored(chain: Any, tmp_
     """Invented minute bars around the posterior's last session, in a warehouse of their own beside the same days and agents."""
     (tmp_path / "simulation").symlink_to(chain.home / "simulation")
     warehouse = Warehouse(tmp_path)
+    warehouse.write(HESTON_FITS, chain.warehouse.read(HESTON_FITS))
     symbol, stored = next(iter(stored_days(chain).items()))
     last = dt.date.fromisoformat(str(stored.info.posterior["session"]))
     sessions = CALENDAR.sessions(CALENDAR.shift(last, -7), CALENDAR.shift(last, 4))
@@ -268,5 +326,5 @@ def test_a_window_without_sessions_is_refused_with_its_reason(chain: Any) -> Non
     first = chain.registry.champion("sac_portfolio").bundle["windows"]["in_sample_last"]
     before = chain.warehouse.read(tables.PORTFOLIO)
     result = materialize(chain.home, "portfolio", {"last_session": first})
-    assert "no out-of-sample session" in message(result, "portfolio")
+    assert "no unseen session" in message(result, "portfolio")
     assert chain.warehouse.read(tables.PORTFOLIO).equals(before)

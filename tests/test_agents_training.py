@@ -9,8 +9,8 @@ import dagster as dg
 import numpy as np
 import pytest
 
+from quant_assets.environments import problems
 from quant_assets.launch import QUIET
-from quant_assets.models import agents
 from quant_assets.models.sac import OnnxPolicy
 from quant_assets.partitions import settings
 from quant_resources.compute import Compute
@@ -57,6 +57,7 @@ def test_champions_carry_everything_that_serving_and_judging_need(chain: Any) ->
         for seed, history in curves.items():
             assert history[-1]["updates"] > 0
             logged = chain.registry.client.get_metric_history(champion.run_id, f"seed_{seed}.score")
+            logged.sort(key=lambda metric: metric.step)
             assert [m.value for m in logged] == [row["score"] for row in history]
         page = (chain.home / "reports" / "models" / f"{name}-v1.html").read_text()
         assert page.count("data:image/png;base64,") == 3
@@ -115,11 +116,28 @@ def test_without_a_posterior_there_is_nothing_to_train_on(chain: Any, tmp_path: 
 
 
 def test_transitions_of_another_environment_are_refused(chain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents, "EXECUTION", replace(agents.EXECUTION, max_pace=3.0))
+    monkeypatch.setattr(problems, "EXECUTION", replace(problems.EXECUTION, max_pace=3.0))
     text = failure(train(chain, "sac_execution", {}), "sac_execution")
     assert "was made in another environment or on other days than those of now" in text
     assert f"materialize simulation/execution_transitions of {chain.posterior_symbol} again" in text
 
 
 def test_a_finished_training_leaves_no_checkpoint(chain: Any) -> None:
-    assert not list((settings().home / "checkpoints").rglob("*.pt"))
+    assert not [path for path in (settings().home / "checkpoints").rglob("*") if path.is_file()]
+
+
+def test_another_configuration_is_no_reason_to_promote(chain: Any) -> None:
+    """Two assets instead of three, trained for a second: the champion runs on its own assets, and stays."""
+    config = {**chain.portfolio["models__sac_portfolio"], "symbols": ["AAPL", "IBM"], "seeds": 1}
+    result = train(chain, "sac_portfolio", config)
+    assert result.success
+    gate = next(e for e in result.get_asset_check_evaluations() if e.check_name == "gate")
+    assert "the champion" in str(gate.description)
+    assert "cannot be run" not in str(gate.description)
+
+
+def test_sessions_decide_about_promotion_or_judge_but_not_both(chain: Any) -> None:
+    windows = chain.registry.champion("sac_portfolio").bundle["windows"]
+    order = ["in_sample_last", "out_of_sample_first", "gate_last", "unseen_first", "out_of_sample_last"]
+    assert [windows[name] for name in order] == sorted(windows[name] for name in order)
+    assert windows["gate_last"] < windows["unseen_first"]

@@ -35,6 +35,7 @@ from quant_assets.partitions import CALENDAR, settings
 from quant_assets.serving.signals import follow
 from quant_assets.serving.tables import LIVE_SIGNALS
 from quant_resources.iceberg import Warehouse
+from quant_resources.registry import ModelRegistry
 from quant_resources.sources.sample import SampleSource
 
 TABLES = (
@@ -347,6 +348,45 @@ def test_signals_refuse_a_champion_of_other_feature_definitions(
     result = chain.night(chain.nights[-1])
     assert not result.success
     assert "was trained on feature schema" in str(result.failure_data_for_node("serving__live_signals").error)
+
+
+def test_a_broken_portfolio_does_not_take_the_nights_other_signals_with_it(
+    chain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, night = ModelRegistry.find, chain.nights[-1]
+
+    def broken(self: ModelRegistry, name: str, alias: str = "champion") -> Any:
+        found = find(self, name, alias)
+        if name != "sac_portfolio" or found is None:
+            return found
+        return replace(found, bundle={**found.bundle, "parameters": {"look_back": 20, "leverage": 3}})
+
+    monkeypatch.setattr(ModelRegistry, "find", broken)
+    elsewhere = settings().model_copy(update={"home": tmp_path})
+    monkeypatch.setattr("quant_assets.serving.assets.settings", lambda: elsewhere)
+    warehouse = Warehouse(tmp_path)
+    for spec in (market_tables.BARS, feature_tables.TECHNICAL, feature_tables.SENTIMENT):
+        warehouse.write(spec, chain.read(spec))
+    defs = build_defs({"source": SampleSource(symbols=chain.symbols, seed=1), "warehouse": warehouse})
+    key = dg.AssetKey(["serving", "live_signals"])
+    job = defs.resolve_job_def("daily_signals_job").get_subset(asset_selection={key})
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(
+            instance=instance, partition_key=night.isoformat(), run_config=QUIET, raise_on_error=False
+        )
+    assert result.success
+    written = warehouse.read(LIVE_SIGNALS, night, night)
+    expected = chain.warehouse.read(LIVE_SIGNALS, night, night)
+    expected = expected.filter(pc.not_equal(expected["strategy"], "sac_portfolio"))
+    columns = ["strategy", "symbol", "probability_long", "side", "target_shares", "model_version"]
+    assert written.num_rows == 2 * len(chain.symbols)
+    assert written.select(columns).equals(expected.select(columns))
+    (check,) = [e for e in result.get_asset_check_evaluations() if e.check_name == "portfolio_weights"]
+    assert not check.passed
+    assert check.severity == dg.AssetCheckSeverity.WARN
+    version = chain.registry.champion("sac_portfolio").version
+    assert f"no weights of sac_portfolio v{version}: TypeError" in str(check.description)
+    assert "leverage" in str(check.description)
 
 
 def test_two_runs_of_different_sessions_at_once_both_land(chain: Any, tmp_path: Path) -> None:

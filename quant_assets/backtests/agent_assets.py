@@ -3,7 +3,8 @@
 Belongs here: the Dagster face: champions and their days in, tables, figures and pages out. Does not belong here: running and comparing
 (`agents.py`), drawing (`agent_plots.py`), training and the choice among seeds (`quant_assets/models`).
 
-Nothing is chosen here: the agent that serves was chosen on validation days, and every seed is shown beside it.
+Nothing is chosen here: the agent that serves was chosen on validation days, every seed is shown beside it, and no session that let
+it through the gate is reported.
 """
 
 import datetime as dt
@@ -148,6 +149,7 @@ def _check_specs(name: str, extra: Mapping[str, str]) -> list[dg.AssetCheckSpec]
     "intervals; also on real sessions where minute bars are stored, each known up to the session before. Writes "
     "backtests.execution and the page reports/backtests/execution.html.",
     metadata=table_metadata(tables.EXECUTION),
+    # market/minute_bars is read as well, but is in the graph only where the source has it; see `simulation/inputs.py`.
     deps=[dg.AssetKey(["models", "sac_execution"]), PATHS],
     kinds={"onnx", "iceberg"},
     owners=OWNERS,
@@ -176,7 +178,7 @@ def execution(
 
     agent = _agent(registry, "sac_execution")
     parameters = ExecutionParameters(**agent.bundle["parameters"])
-    days = _UnseenDays(warehouse, config.max_paths)
+    days = _UnseenDays(context, warehouse, config.max_paths)
     market = days.market(lambda part, model: execution_market(part, model), join_execution_markets)
     yield from _blocking(agent.fits(ExecutionEpisodes(market, parameters)))
     seed = settings().seed if config.seed is None else config.seed
@@ -189,9 +191,8 @@ def execution(
         _Evaluated(UNSEEN, name, part, days.group[keep], days.last(name))
         for name, part, keep in agents.by_symbol(results, days.symbol)
     ]
-    for window, (sessions, symbol, real) in _real_markets(
-        context, config.real_sessions, warehouse, days, agent
-    ).items():
+    real_markets, minute_bars = _real_markets(context, config.real_sessions, warehouse, days, agent)
+    for window, (sessions, symbol, real) in real_markets.items():
         found = agents.execution_results(real, parameters, agent.acts, seed, config.urgency, frontier=False)
         evaluated += [
             # Symbols of one session move together, so a session is one group.
@@ -205,6 +206,8 @@ def execution(
         levels += one.stamped(agents.execution_rows(one.results, agent.chosen, one.group))
         differences += one.stamped(agents.execution_differences(one.results, agent.chosen, one.group))
     snapshots = _store(context, warehouse, agent, "execution", {tables.EXECUTION: levels}, differences)
+    if real_markets:
+        snapshots[f"snapshot {MINUTE_BARS.name}"] = str(minute_bars)
     verdict = agents.verdict(
         _of(levels, UNSEEN),
         _of(differences, UNSEEN),
@@ -243,6 +246,7 @@ def execution(
     }
     notes = [
         _sample_note(market.paths, days, agent),
+        *_days_notes(context, days, agent),
         "Costs are given with and without the market's own move: the mid is a martingale up to a drift of some basis points a day, so "
         "both have nearly the same mean difference, and without it the interval is far narrower; the verdict reads that one. "
         "Almgren-Chriss: linear impact that costs as much as the square root at each order's participation, volatility known before "
@@ -293,42 +297,28 @@ def _real_markets(
     warehouse: Warehouse,
     days: "_UnseenDays",
     agent: "_Agent",
-) -> "dict[str, tuple[np.ndarray, np.ndarray, ExecutionMarket]]":
-    """Real sessions by window: session and symbol of each path, and their market; nothing where no minute bars are stored.
+) -> "tuple[dict[str, tuple[np.ndarray, np.ndarray, ExecutionMarket]], int | None]":
+    """Real sessions by window: session and symbol of each path, and their market; nothing where no minute bars are stored. And the
+    snapshot of the table.
 
     A session up to the posterior's last one is `real_seen`: the simulated days were shaped after it, and an agent may have been
     trained on it.
     """
     import numpy as np
-    import pyarrow.compute as pc
 
-    from quant_assets.backtests.agents import real_sessions, take_paths
-    from quant_assets.simulation.intraday import real_days
-    from quant_assets.simulation.markets import MarketError, join_execution_markets
+    from quant_assets.backtests.agents import take_paths
+    from quant_assets.simulation.inputs import read_real_markets
+    from quant_assets.simulation.markets import join_execution_markets
 
     found: dict[str, list[Any]] = {REAL: [], REAL_SEEN: []}
-    stored = warehouse.read(MINUTE_BARS)
-    for symbol in days.symbols if newest > 0 else ():
-        bars = stored.filter(pc.equal(stored["symbol"], symbol))
-        if not bars.num_rows:
-            continue
-        try:
-            usable = real_sessions(real_days(bars, days.models[symbol].minutes))
-        except (MarketError, ValueError) as error:  # no quotes, half days alone: their own checks say more
-            context.log.warning("%s: no real session can be sold on: %s", symbol, error)
-            continue
-        if usable is None:
-            context.log.warning(
-                "%s: too few whole sessions of minute bars to know a profile before them", symbol
-            )
-            continue
-        sessions, market = usable[0][-newest:], take_paths(usable[1], np.arange(len(usable[0]))[-newest:])
+    real = read_real_markets(warehouse, days.models, newest, context.log)
+    for symbol, (sessions, market) in real.markets.items():
         seen_until = max(days.last(symbol), agent.seen_until)
         after = sessions > np.datetime64(seen_until)
         for window, rows in ((REAL, np.flatnonzero(after)), (REAL_SEEN, np.flatnonzero(~after))):
             if len(rows):
                 found[window].append((sessions[rows], np.full(len(rows), symbol), take_paths(market, rows)))
-    return {
+    joined = {
         window: (
             np.concatenate([part[0] for part in parts]),
             np.concatenate([part[1] for part in parts]),
@@ -337,6 +327,7 @@ def _real_markets(
         for window, parts in found.items()
         if parts
     }
+    return joined, real.snapshot
 
 
 # -- market making -----------------------------------------------------------------------------------------------------
@@ -378,7 +369,7 @@ def market_making(
     agent = _agent(registry, "sac_market_maker")
     parameters = MarketMakingParameters(**agent.bundle["parameters"])
     minutes = int(agent.bundle["market"]["minutes_per_step"])
-    days = _UnseenDays(warehouse, config.max_paths)
+    days = _UnseenDays(context, warehouse, config.max_paths)
     market = days.market(lambda part, _: market_making_market(part, minutes), join_market_making_markets)
     paths = market.mid.shape[0]
     yield from _blocking(agent.fits(MarketMaking(market, parameters)))
@@ -441,6 +432,7 @@ def market_making(
     }
     notes = [
         _sample_note(paths, days, agent),
+        *_days_notes(context, days, agent),
         f"Avellaneda-Stoikov with a risk aversion of {results.risk_aversion:.4g} per dollar at the variance of each instant; fixed spread "
         "2 / k; Cartea-Jaimungal from its table"
         + (
@@ -470,8 +462,8 @@ def market_making(
 @dg.asset(
     key=[GROUP, "portfolio"],
     group_name=GROUP,
-    description="The portfolio agent against equal weight, buy and hold and minimum variance (Ledoit-Wolf), out of sample: decided at the "
-    "close of T, traded at the open of T+1, paid at the open of T+2, net of costs; every training seed with the range over them, "
+    description="The portfolio agent against equal weight, buy and hold and minimum variance (Ledoit-Wolf), on the sessions that "
+    "neither training nor the choice among seeds nor the gate has seen: decided at the close of T, traded at the open of T+1, paid at the open of T+2, net of costs; every training seed with the range over them, "
     "intervals from a moving-block bootstrap over sessions. Growth in per cent a year. Writes backtests.portfolio, "
     "backtests.portfolio_equity and the page reports/backtests/portfolio.html.",
     metadata=table_metadata(tables.PORTFOLIO),
@@ -486,7 +478,7 @@ def market_making(
     check_specs=_check_specs(
         "portfolio",
         {
-            "out_of_sample_only": "Every decision lies after the last session that training or the choice among seeds saw.",
+            "out_of_sample_only": "Every decision lies after the last session that training, the choice among seeds or the gate saw.",
             "no_look_ahead": "Cut the tables at three sessions, build the market again and decide again: the chosen agent's and minimum "
             "variance's weights up to each cut are the same bit for bit.",
         },
@@ -498,7 +490,7 @@ def portfolio(
     warehouse: dg.ResourceParam[Warehouse],
     registry: dg.ResourceParam[ModelRegistry],
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
-    """All sessions after the training, once by each seed and each rule."""
+    """All sessions after those of training, choice and gate, once by each seed and each rule."""
     from quant_assets.backtests import agent_plots, agents
     from quant_assets.environments.episodes import EnvironmentRefusal
     from quant_assets.environments.portfolio import PortfolioEpisodes, PortfolioParameters
@@ -507,10 +499,8 @@ def portfolio(
     agent = _agent(registry, "sac_portfolio")
     parameters = PortfolioParameters(**{**agent.bundle["parameters"], "episode_steps": None})
     extra = [name for name in agent.bundle["market"]["features"] if name not in BAR_FEATURES]
-    windows = agent.bundle["windows"]
-    first = dt.date.fromisoformat(
-        windows.get("out_of_sample_first") or str(CALENDAR.shift(agent.seen_until, 1))
-    )
+    unseen_first = agent.bundle["windows"].get("unseen_first")
+    first = dt.date.fromisoformat(unseen_first) if unseen_first else CALENDAR.shift(agent.seen_until, 1)
     newest = dt.date.fromisoformat(config.last_session) if config.last_session else None
 
     def market_until(last: "dt.date | None") -> tuple[Any, Any]:
@@ -522,21 +512,22 @@ def portfolio(
         environment = PortfolioEpisodes(1, market, parameters)
     except (ValueError, EnvironmentRefusal) as error:
         raise dg.Failure(
-            f"portfolio: no out-of-sample session from {first} on can be traded: {error}", allow_retries=False
+            f"portfolio: no unseen session from {first} on can be traded: {error}", allow_retries=False
         ) from error
     yield from _blocking(agent.fits(environment))
     results = agents.portfolio_results(market, parameters, agent.acts)
     everyone = [*results.agents.values(), *results.baselines.values()]
 
     earliest = min(rollout.sessions[0] for rollout in everyone).astype("datetime64[D]").item()
-    good = earliest > agent.seen_until
+    good = earliest > agent.judged_until
     found = dg.AssetCheckResult(
         check_name="out_of_sample_only",
         passed=good,
         description=None
         if good
-        else f"the decision of {earliest} is not after the last in-sample session {agent.seen_until}",
-        metadata={"earliest decision": str(earliest), "seen until": str(agent.seen_until)},
+        else f"the decision of {earliest} is not after {agent.judged_until}, the last session that training, the choice among seeds "
+        "or the gate saw",
+        metadata={"earliest decision": str(earliest), "seen until": str(agent.judged_until)},
     )
     yield from _blocking(found)
     problems: list[dict[str, object]] = []
@@ -590,7 +581,7 @@ def portfolio(
         "seed_sd",
     )
     page: dict[str, list[dict[str, object]]] = {
-        "Out of sample, net of costs": [
+        "Unseen sessions, net of costs": [
             {
                 "strategy": agent_plots.who(row),
                 **{f"{HEADERS[name]} [95 %]": _with_interval(row, name) for name in (growth, "sharpe_ratio")},
@@ -616,6 +607,11 @@ def portfolio(
         f"{parameters.cost_bps:g} bps and {parameters.cost_volatility_factor:g} of the volatility per unit of turnover. Sources: "
         f"{sources}.",
         "The mean over seeds is of each seed's figure. Every strategy starts in cash and pays the same costs.",
+        f"Neither training nor the choice among seeds nor the gate has seen a session of these; the gate's last one is "
+        f"{agent.judged_until}."
+        if unseen_first
+        else f"This champion knows no sessions of the gate's own: all after {agent.seen_until} are reported, those that decided "
+        "on its promotion as well, so it looks better than it is. Train it again (train_agents_job).",
     ]
     facts = _facts(f"{earliest} to {last}", len(chosen.sessions), levels, differences)
     yield _finished(context, agent, "portfolio", verdict, notes, page, figures, snapshots, facts)
@@ -673,6 +669,12 @@ class _Agent:
     def seen_until(self) -> dt.date:
         """Last session of real data that training or the choice among seeds saw."""
         return dt.date.fromisoformat(self.bundle["windows"]["in_sample_last"])
+
+    @property
+    def judged_until(self) -> dt.date:
+        """Last session of real data that training, the choice among seeds or, where its bundle says so, the gate saw."""
+        gate_last = self.bundle["windows"].get("gate_last")
+        return dt.date.fromisoformat(gate_last) if gate_last else self.seen_until
 
     def fits(self, environment: "Episodes") -> dg.AssetCheckResult:
         """The check that every seed's policy takes this environment's observations, and that the chosen one serves."""
@@ -732,50 +734,51 @@ class _UnseenDays:
     """The unseen part of every symbol's simulated days.
 
     Args:
+        context: its log is told which files are left out.
         warehouse: knows where they lie.
         max_paths: most days in all; 0 for all.
 
     Attributes:
         symbols: in order.
         models: symbol -> shapes of its days.
+        identities: symbol -> which days they are, as the lineage of a training has it.
         symbol, group: of each path, shape (paths,); days of one draw are one group.
 
     Raises:
         Failure: there are none, or a file cannot be read.
     """
 
-    def __init__(self, warehouse: Warehouse, max_paths: int) -> None:
+    def __init__(self, context: dg.AssetExecutionContext, warehouse: Warehouse, max_paths: int) -> None:
         import numpy as np
 
-        from quant_assets.simulation.markets import MarketError, part_of, take_days
+        from quant_assets.simulation.inputs import day_files
+        from quant_assets.simulation.markets import MarketError, days_identity, part_of, take_days
         from quant_assets.simulation.transitions import BufferFileError, read_paths
 
-        folder = warehouse.home / "simulation" / "intraday_paths"
-        files = sorted(folder.glob("*.parquet"))
-        if not files:
-            raise dg.Failure(
-                f"{folder} holds no simulated days: materialize simulation/intraday_paths of at least one symbol first "
-                "(posterior_job)",
-                allow_retries=False,
-            )
+        try:
+            files = day_files(warehouse, context.log)
+        except (BufferFileError, MarketError) as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
         if max_paths < 0:
             raise dg.Failure(f"max_paths = {max_paths}: at least 0 (all)", allow_retries=False)
         each = -(-max_paths // len(files)) if max_paths else None
         self._days, self.models, self._last = {}, {}, {}
+        self.identities: dict[str, str] = {}
         symbols: list[np.ndarray] = []
         groups: list[np.ndarray] = []
-        for path in files:
+        for symbol, path in files.items():
             try:
                 stored = read_paths(path)
                 days = part_of(stored.days, UNSEEN)
             except (BufferFileError, MarketError) as error:
-                raise dg.Failure(f"{path.stem}: {error}", allow_retries=False) from error
+                raise dg.Failure(f"{symbol}: {error}", allow_retries=False) from error
             if each is not None and days.days > each:
                 # Spread over the chains, as the draws are.
                 days = take_days(days, np.arange(each) * days.days // each)
-            self._days[path.stem], self.models[path.stem] = days, stored.info.model
-            self._last[path.stem] = dt.date.fromisoformat(str(stored.info.posterior["session"]))
-            symbols.append(np.full(days.days, path.stem))
+            self._days[symbol], self.models[symbol] = days, stored.info.model
+            self.identities[symbol] = days_identity(stored.days, stored.info)
+            self._last[symbol] = dt.date.fromisoformat(str(stored.info.posterior["session"]))
+            symbols.append(np.full(days.days, symbol))
             groups.append(days.draw_id.astype(np.int64) + (len(groups) << 32))
         self.symbols = list(self._days)
         self.symbol, self.group = np.concatenate(symbols), np.concatenate(groups)
@@ -897,6 +900,7 @@ def _finished(
             "model": model,
             "profile": bundle["profile"],
             "seeds": len(agent.policies),
+            "notes": dg.MetadataValue.md("\n\n".join(notes)),
             "page": dg.MetadataValue.path(str(path)),
             "index": dg.MetadataValue.path(str(index)),
             **{title: markdown_table(rows) for title, rows in shown.items()},
@@ -913,6 +917,22 @@ def _sample_note(paths: int, days: _UnseenDays, agent: _Agent) -> str:
     if paths < WANTED_PATHS:
         note += f" Fewer than {WANTED_PATHS:,}: simulate more draws or symbols (simulation/intraday_paths) for narrower intervals."
     return note
+
+
+def _days_notes(context: dg.AssetExecutionContext, days: _UnseenDays, agent: _Agent) -> list[str]:
+    """What is to be said, on the page and in the log, where these are not the days that the agent was trained beside."""
+    trained = {symbol: agent.bundle["lineage"].get(f"days.{symbol}") for symbol in days.symbols}
+    others = [symbol for symbol, was in trained.items() if was is not None and was != days.identities[symbol]]
+    if not others:
+        return []
+    note = (
+        f"The days of {', '.join(others)} are not those of the training: they were simulated anew since. The unseen part of these days may "
+        "not be the one that the training left out, so the agent may look better than it is: train it again (train_agents_job)."
+    )
+    context.log.warning("%s", note)
+    for symbol in others:
+        context.log.warning("%s: trained with %s; now %s", symbol, trained[symbol], days.identities[symbol])
+    return [note]
 
 
 def _of(rows: Sequence[dict[str, Any]], window: str) -> list[dict[str, Any]]:

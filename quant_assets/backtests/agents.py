@@ -54,9 +54,6 @@ from quant_assets.environments.portfolio import (
     PortfolioRollout,
 )
 from quant_assets.models.evaluation import session_resamples
-from quant_assets.posterior.priors import DT_YEARS
-from quant_assets.simulation.intraday import RealDays
-from quant_assets.simulation.markets import join_execution_markets, real_execution_market
 
 # Observations of shape (n, dimensions) -> actions of shape (n, actions); `OnnxPolicy.act` is one.
 Act = Callable[[np.ndarray], np.ndarray]
@@ -65,8 +62,6 @@ AGENT = "sac"
 CONFIDENCE = 0.95
 BAND = (0.1, 0.9)  # quantiles over paths that are drawn around a mean
 URGENCIES = (0.0, 0.5, 1.0, 2.0, 3.0, 4.5, 6.0, 9.0)  # of the frontier
-EARLIER_SESSIONS = 5  # real sessions that a profile and a volatility need before the first order
-LEAST_PROFILE = 0.01  # of the mean minute: what a minute without any trade so far is expected to have
 SHORTFALL, CAUSED = "implementation_shortfall_bps", "cost_without_market_move_bps"
 PARTS = ("slippage_bps", "spread_bps", "temporary_impact_bps", "permanent_impact_bps", "leftover_bps")
 OBJECTIVE, EARNED = "objective_dollars", "objective_without_market_move_dollars"
@@ -259,9 +254,8 @@ def run_execution_policy(environment: ExecutionEpisodes, act: Act, seed: int) ->
     orders = environment.order_shares.copy()
     total = ExecutionCosts(*(np.zeros(environment.n) for _ in ExecutionCosts._fields))
     sold = []
-    terminated = False
-    while not terminated:
-        observation, _, terminated, info = environment.step(act(observation))
+    for _ in range(environment.steps):
+        observation, _, _, _, info = environment.step(act(observation))
         total = ExecutionCosts(*(sum_ + info[name] for name, sum_ in total._asdict().items()))
         sold.append(info["sold_by_minute"])
     return _outcome(total, np.concatenate(sold, axis=1), orders)
@@ -384,42 +378,6 @@ def averaged_execution(agents: Mapping[int, ExecutionOutcome]) -> ExecutionOutco
     costs, left, missing = zip(*agents.values(), strict=True)
     mean = ExecutionCosts(*(np.mean(values, axis=0) for values in zip(*costs, strict=True)))
     return ExecutionOutcome(mean, np.mean(left, axis=0), np.max(missing, axis=0))
-
-
-def real_sessions(
-    days: RealDays, earlier: int = EARLIER_SESSIONS
-) -> tuple[np.ndarray, ExecutionMarket] | None:
-    """Real sessions as a market in which each knows no more than the sessions before it.
-
-    The profile of a session is the mean volume by minute of all earlier sessions, its volatility the root of their mean realized
-    variance from the open to the close.
-
-    Args:
-        days: sessions of one symbol, in order.
-        earlier: sessions that are needed before the first one that is traded.
-
-    Returns:
-        Sessions that can be traded, `datetime64[D]`, shape (n,), and their market; None where there are no more than `earlier`.
-
-    Raises:
-        MarketError: a session has no quote at all.
-    """
-    if len(days.sessions) <= earlier:
-        return None
-    variance = np.empty(len(days.sessions))
-    for row, mid in enumerate(days.mid):
-        variance[row] = (np.diff(np.log(mid[np.isfinite(mid)])) ** 2).sum()
-    markets = []
-    for row in range(earlier, len(days.sessions)):
-        profile = days.volume_shares[:row].mean(axis=0)
-        markets.append(
-            real_execution_market(
-                RealDays(*(values[row : row + 1] for values in days)),
-                np.maximum(profile, LEAST_PROFILE * profile.mean()),
-                math.sqrt(variance[:row].mean() / DT_YEARS),
-            )
-        )
-    return days.sessions[earlier:], join_execution_markets(markets)
 
 
 def execution_rows(results: ExecutionResults, chosen: int, group: np.ndarray) -> list[dict[str, Any]]:
@@ -661,7 +619,7 @@ def portfolio_results(
     """Trade the whole window, once by each agent and each rule, under the same costs; all start in cash.
 
     Args:
-        market: the window out of sample; its earlier rows feed look-backs and covariances only.
+        market: the window to judge on; its earlier rows feed look-backs and covariances only.
         parameters: of the training.
         policies: training seed -> policy.
     """
@@ -685,9 +643,8 @@ def run_portfolio_policy(
     # Nothing is drawn: there is one row, and the market is what it was.
     observation = environment.reset(np.random.default_rng(0), np.zeros(1, np.int64))
     done: dict[str, list[np.ndarray]] = {name: [] for name in ("growth", "turnover", "cost", "weights")}
-    terminated = False
-    while not terminated:
-        observation, _, terminated, info = environment.step(act(observation))
+    for _ in range(environment.steps):
+        observation, _, _, _, info = environment.step(act(observation))
         for name, values in done.items():
             values.append(info[name])
     growth, turnover, cost, weights = (np.concatenate(values) for values in done.values())

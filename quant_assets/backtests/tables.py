@@ -267,7 +267,8 @@ _EVALUATED = (
         "window",
         "string",
         "unseen: simulated days that no agent saw; real: sessions of minute bars after all that training rests on; real_seen: "
-        "sessions that the simulation was calibrated on (or agents trained on); out_of_sample: sessions after training",
+        "sessions that the simulation was calibrated on (or agents trained on); out_of_sample: sessions that neither training nor "
+        "the choice among seeds nor the gate has seen",
         required=True,
     ),
     Column("symbol", "string", "one symbol, or all", required=True),
@@ -353,7 +354,8 @@ MARKET_MAKING = TableSpec(
 
 PORTFOLIO = TableSpec(
     name="backtests.portfolio",
-    description="What each strategy earned out of sample, net of costs; intervals from a moving-block bootstrap over sessions.",
+    description="What each strategy earned, net of costs, on sessions that neither training nor the choice among seeds nor the gate has "
+    "seen; intervals from a moving-block bootstrap over sessions.",
     columns=(
         *_EVALUATED,
         *_AGENT_ROW,

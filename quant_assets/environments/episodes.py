@@ -30,13 +30,15 @@ class Step(NamedTuple):
     Attributes:
         observation: after the step, float32, shape (n, observation dimensions).
         reward: float64, shape (n,).
-        terminated: whether the episodes ended; all at once.
+        terminated: whether the episodes ended, all at once, and nothing comes after them.
+        truncated: whether they ended, all at once, because they are looked at no longer (`Episodes.time_limited`).
         info: arrays of shape (n, ...), named with their units.
     """
 
     observation: np.ndarray
     reward: np.ndarray
     terminated: bool
+    truncated: bool
     info: dict[str, np.ndarray]
 
 
@@ -52,11 +54,14 @@ class Episodes(ABC):
         observation_bound: observations are clipped to plus or minus this before they are handed out.
 
     Attributes:
+        time_limited: the world goes on after the last step; it is only looked at no longer. The last step is then truncated, and
+            what the last observation is still worth belongs to the value of the one before.
         observation_names, action_names: of each dimension, in order, with units.
         observation_space, action_space: of one environment.
     """
 
     name: ClassVar[str]
+    time_limited: ClassVar[bool] = False
     observation_names: tuple[str, ...]
     action_names: tuple[str, ...]
 
@@ -142,7 +147,14 @@ class Episodes(ABC):
             )
         self.step_index += 1
         observation, reward, info = self._advance(np.clip(action, low, high))
-        return Step(self._seen(observation), reward, self.step_index >= self.steps, info)
+        ended = self.step_index >= self.steps
+        return Step(
+            self._seen(observation),
+            reward,
+            ended and not self.time_limited,
+            ended and self.time_limited,
+            info,
+        )
 
     def _seen(self, observation: np.ndarray) -> np.ndarray:
         seen = np.clip(observation, -self.observation_bound, self.observation_bound).astype(np.float32)
@@ -189,7 +201,7 @@ class Single(gymnasium.Env[np.ndarray, np.ndarray]):
         return self.episodes.reset(self.np_random, None if row is None else np.array([row]))[0], {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One action; an episode is never cut short."""
+        """One action; the last one of an episode terminates it, or truncates it where the environment is time-limited."""
         done = self.episodes.step(np.asarray(action)[None])
         info = {name: values[0] for name, values in done.info.items()}
-        return done.observation[0], float(done.reward[0]), done.terminated, False, info
+        return done.observation[0], float(done.reward[0]), done.terminated, done.truncated, info

@@ -602,9 +602,8 @@ def rollout(
     observation = environment.reset(rng, rows)
     reward, spread = np.zeros(environment.n), np.zeros(environment.n)
     held = [environment.inventory]
-    terminated = False
-    while not terminated:
-        observation, now, terminated, info = environment.step(policy(environment, observation))
+    for _ in range(environment.steps):
+        observation, now, _, _, info = environment.step(policy(environment, observation))
         reward += now
         spread += info["quoted_spread_dollars"]
         if keep_inventory:

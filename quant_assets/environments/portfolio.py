@@ -313,6 +313,9 @@ def decision_rows(market: PortfolioMarket, parameters: PortfolioParameters) -> r
 class PortfolioEpisodes(Episodes):
     """n portfolios over stretches of one market. Each starts in cash; row r starts at the r-th decision of the window.
 
+    Where a stretch ends is chance and no observation tells how far it is, so its last step is truncated: the portfolio is still
+    worth what can be earned with it.
+
     Observation: features of the last `look_back` periods, oldest first, flattened from `window_shape`, then the weight of each
     asset as it stands at the close of T. Action: see `target_weights`. Reward:
     `reward_scale * (log(growth) - risk_aversion / 2 * (growth - 1) ** 2)`, net of costs.
@@ -334,6 +337,7 @@ class PortfolioEpisodes(Episodes):
     """
 
     name = "portfolio"
+    time_limited = True
 
     def __init__(
         self, n: int, market: PortfolioMarket, parameters: PortfolioParameters | None = None

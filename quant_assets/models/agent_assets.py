@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from quant_assets.market.tables import MINUTE_BARS
 from quant_assets.partitions import settings
 from quant_assets.presentation import image_markdown, markdown_table, render, write_report
 from quant_resources.compute import Compute
 from quant_resources.iceberg import Warehouse
-from quant_resources.registry import ModelRegistry, ModelVersion, git_commit
+from quant_resources.registry import ModelRegistry, ModelVersion, TrainingRun, git_commit
 
 if TYPE_CHECKING:
     from quant_assets.environments.episodes import Episodes
@@ -30,7 +29,13 @@ OWNERS = ["team:research"]
 ONNX_TOLERANCE = 1e-5
 # Fewer real sessions than this are no market to learn from; they are replayed by backtests alone.
 FEWEST_REAL_SESSIONS = 20
+MOST_REAL_SESSIONS = 250  # of each symbol, the newest ones
 STAND_IN = "simulated stand-in"
+STALE_SECONDS = 7 * 24 * 3600.0
+# Of the sessions out of sample: they decide about promotion, and backtests judge on those after them.
+GATE_FRACTION = 0.3
+# Of the imagined buffer that transitions of random agents fill at the start.
+INITIAL_FRACTION = 0.5
 ALL_SYMBOLS = dg.AllPartitionMapping()
 
 
@@ -81,6 +86,8 @@ class _Prepared:
     windows: dict[str, str] = field(default_factory=dict)
     lineage: dict[str, str] = field(default_factory=dict)
     gate_block: int = 1
+    # bundle of an earlier version -> the problem on the markets that it reads; None: those of `problem`
+    markets_of: "Callable[[dict[str, Any]], Problem] | None" = None
 
 
 def _check_specs(name: str) -> list[dg.AssetCheckSpec]:
@@ -110,6 +117,7 @@ def _check_specs(name: str) -> list[dg.AssetCheckSpec]:
     deps=[
         dg.AssetDep(["simulation", "intraday_paths"], partition_mapping=ALL_SYMBOLS),
         dg.AssetDep(["simulation", "execution_transitions"], partition_mapping=ALL_SYMBOLS),
+        # market/minute_bars is read as well, but is in the graph only where the source has it; see `simulation/inputs.py`.
     ],
     kinds={"torch", "mlflow", "onnx"},
     owners=OWNERS,
@@ -126,7 +134,10 @@ def sac_execution(
     compute: dg.ResourceParam[Compute],
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     """Days of all symbols, split; train; register."""
-    yield from _train(context, config, registry, compute, "sac_execution", _execution(context, warehouse))
+    most = _most_initial("sac_execution", config)
+    yield from _train(
+        context, config, registry, compute, "sac_execution", _execution(context, warehouse, most)
+    )
 
 
 @dg.asset(
@@ -154,7 +165,10 @@ def sac_market_maker(
     compute: dg.ResourceParam[Compute],
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     """Days of all symbols, split; train; register."""
-    yield from _train(context, config, registry, compute, "sac_market_maker", _market_making(warehouse))
+    most = _most_initial("sac_market_maker", config)
+    yield from _train(
+        context, config, registry, compute, "sac_market_maker", _market_making(context, warehouse, most)
+    )
 
 
 @dg.asset(
@@ -185,38 +199,31 @@ def sac_portfolio(
 # -- markets -----------------------------------------------------------------------------------------------------------
 
 
-def _stored_days(warehouse: Warehouse) -> dict[str, tuple[Any, Any]]:
+def _stored_days(context: dg.AssetExecutionContext, warehouse: Warehouse) -> dict[str, tuple[Any, Any]]:
     """Every symbol's simulated days with what their files say of themselves."""
+    from quant_assets.simulation.inputs import day_files
+    from quant_assets.simulation.markets import MarketError
     from quant_assets.simulation.transitions import BufferFileError, read_paths
 
-    folder = warehouse.home / "simulation" / "intraday_paths"
-    found = {}
-    for path in sorted(folder.glob("*.parquet")):
-        try:
-            found[path.stem] = read_paths(path)
-        except BufferFileError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
-    if not found:
-        raise dg.Failure(
-            f"{folder} holds no simulated days: run posterior_job for at least one symbol first. A posterior that fails its checks "
-            "stores no draws, and then there are no days.",
-            allow_retries=False,
-        )
-    return found
+    try:
+        return {symbol: read_paths(path) for symbol, path in day_files(warehouse, context.log).items()}
+    except (BufferFileError, MarketError) as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
 
 
 def _initial(
-    warehouse: Warehouse, name: str, stored: dict[str, tuple[Any, Any]], environment: "Episodes"
+    warehouse: Warehouse, name: str, stored: dict[str, tuple[Any, Any]], environment: "Episodes", most: int
 ) -> Any:
     """The transitions of all symbols, of this very environment and of these very days."""
     import json
 
     from quant_assets.models.agents import join_transitions
+    from quant_assets.simulation.markets import days_identity
     from quant_assets.simulation.transitions import BufferFileError, read_transitions
 
     parts = []
     wanted = json.loads(json.dumps(asdict(environment.parameters)))  # type: ignore[attr-defined]
-    for symbol, (_, about) in stored.items():
+    for symbol, (days, about) in stored.items():
         path = warehouse.home / "simulation" / name / f"{symbol}.parquet"
         try:
             part = read_transitions(path)
@@ -228,8 +235,7 @@ def _initial(
         if (
             of.get("parameters") != wanted
             or part.info.observation_names != environment.observation_names
-            or of.get("snapshot") != about.posterior.get("snapshot")
-            or of.get("paths_seed") != about.seed
+            or of.get("days") != days_identity(days, about)
         ):
             raise dg.Failure(
                 f"{path} was made in another environment or on other days than those of now: materialize simulation/{name} of "
@@ -237,14 +243,13 @@ def _initial(
                 allow_retries=False,
             )
         parts.append(part)
-    return join_transitions(parts)
+    return join_transitions(parts, environment.steps, most)
 
 
 def _days_lineage(stored: dict[str, tuple[Any, Any]]) -> dict[str, str]:
-    return {
-        f"days.{symbol}": f"posterior snapshot {about.posterior['snapshot']} of {about.posterior['session']}, seed {about.seed}"
-        for symbol, (_, about) in stored.items()
-    }
+    from quant_assets.simulation.markets import days_identity
+
+    return {f"days.{symbol}": days_identity(days, about) for symbol, (days, about) in stored.items()}
 
 
 def _last_session(stored: dict[str, tuple[Any, Any]]) -> str:
@@ -266,71 +271,79 @@ def _parts(
         raise dg.Failure(str(error), allow_retries=False) from error
 
 
-def _execution(context: dg.AssetExecutionContext, warehouse: Warehouse) -> _Prepared:
+def _execution(context: dg.AssetExecutionContext, warehouse: Warehouse, most: int) -> _Prepared:
+    from quant_assets.environments.problems import EXECUTION
     from quant_assets.models.agents import ExecutionProblem
     from quant_assets.simulation.markets import execution_market, join_execution_markets
 
-    stored = _stored_days(warehouse)
+    stored = _stored_days(context, warehouse)
     markets = _parts(stored, execution_market, join_execution_markets)
     real_market = STAND_IN
-    replay = [
-        market
-        for symbol, (_, about) in stored.items()
-        if (market := _replayed(warehouse, symbol, about)) is not None
-    ]
+    replay, snapshot = _replayed(context, warehouse, stored)
+    lineage = _days_lineage(stored)
     if replay:
         markets["real"], real_market = join_execution_markets(replay), "minute bars"
+        lineage["snapshot.market.minute_bars"] = str(snapshot)
     context.log.info("real transitions come from %d days of %s", markets["real"].paths, real_market)
-    problem = ExecutionProblem(markets)
+    problem = ExecutionProblem(markets, EXECUTION)
     return _Prepared(
         problem,
         tuple(stored),
-        initial=_initial(warehouse, "execution_transitions", stored, problem.episodes("gate", 1)),
+        initial=_initial(warehouse, "execution_transitions", stored, problem.episodes("gate", 1), most),
         real_market=real_market,
         windows={"in_sample_last": _last_session(stored)},
-        lineage=_days_lineage(stored),
+        lineage=lineage,
     )
 
 
-def _replayed(warehouse: Warehouse, symbol: str, about: Any) -> Any:
-    """A symbol's real sessions of minute bars up to the posterior's last; None where there are too few."""
-    import pyarrow.compute as pc
+def _replayed(
+    context: dg.AssetExecutionContext, warehouse: Warehouse, stored: dict[str, tuple[Any, Any]]
+) -> tuple[list[Any], int | None]:
+    """Real sessions of minute bars up to each posterior's last, by symbol where there are enough; and the table's snapshot."""
+    from quant_assets.simulation.inputs import read_real_markets
 
-    from quant_assets.simulation.intraday import real_days
-    from quant_assets.simulation.markets import MarketError, real_execution_market
+    real = read_real_markets(
+        warehouse,
+        {symbol: about.model for symbol, (_, about) in stored.items()},
+        MOST_REAL_SESSIONS,
+        context.log,
+        until={
+            symbol: dt.date.fromisoformat(str(about.posterior["session"]))
+            for symbol, (_, about) in stored.items()
+        },
+    )
+    replay = []
+    for symbol, (sessions, market) in real.markets.items():
+        if len(sessions) < FEWEST_REAL_SESSIONS:
+            context.log.warning(
+                "%s: %d real sessions are too few to learn from, %d are needed",
+                symbol,
+                len(sessions),
+                FEWEST_REAL_SESSIONS,
+            )
+        else:
+            replay.append(market)
+    return replay, real.snapshot
 
-    bars = warehouse.read(MINUTE_BARS, last=dt.date.fromisoformat(str(about.posterior["session"])))
-    bars = bars.filter(pc.equal(bars["symbol"], symbol))
-    if not bars.num_rows:
-        return None
-    try:
-        days = real_days(bars, about.model.minutes)
-        if len(days.sessions) < FEWEST_REAL_SESSIONS:
-            return None
-        return real_execution_market(
-            days, about.model.expected_volume_shares(), about.model.reference_volatility
-        )
-    except (MarketError, ValueError):  # half days alone, or no quotes: nothing to replay
-        return None
 
-
-def _market_making(warehouse: Warehouse) -> _Prepared:
-    from quant_assets.environments.problems import MARKET_MAKING_MINUTES_PER_STEP
+def _market_making(context: dg.AssetExecutionContext, warehouse: Warehouse, most: int) -> _Prepared:
+    from quant_assets.environments.problems import MARKET_MAKING, MARKET_MAKING_MINUTES_PER_STEP
     from quant_assets.models.agents import MarketMakingProblem
     from quant_assets.simulation.markets import join_market_making_markets, market_making_market
 
-    stored = _stored_days(warehouse)
+    stored = _stored_days(context, warehouse)
     problem = MarketMakingProblem(
         _parts(
             stored,
             lambda days, _: market_making_market(days, MARKET_MAKING_MINUTES_PER_STEP),
             join_market_making_markets,
-        )
+        ),
+        MARKET_MAKING,
     )
     return _Prepared(
         problem,
         tuple(stored),
-        initial=_initial(warehouse, "market_making_transitions", stored, problem.episodes("gate", 1)),
+        initial=_initial(warehouse, "market_making_transitions", stored, problem.episodes("gate", 1), most),
         market={"minutes_per_step": MARKET_MAKING_MINUTES_PER_STEP},
         windows={"in_sample_last": _last_session(stored)},
         lineage=_days_lineage(stored),
@@ -338,10 +351,19 @@ def _market_making(warehouse: Warehouse) -> _Prepared:
 
 
 def _portfolio(config: PortfolioAgentConfig, warehouse: Warehouse) -> _Prepared:
-    from quant_assets.environments.episodes import EnvironmentRefusal
+    from quant_assets.environments.portfolio import decision_rows
     from quant_assets.environments.problems import PORTFOLIO
     from quant_assets.models.agents import PortfolioProblem
     from quant_assets.models.portfolio_market import read_portfolio_market, split_market
+
+    def gated(bundle: dict[str, Any]) -> "Problem":
+        """The gate's sessions on the symbols and features of an earlier version."""
+        of = read_portfolio_market(
+            warehouse, bundle["symbols"], extra_features=bundle["market"]["features"]
+        ).market
+        return PortfolioProblem(
+            {"gate": of.between(split.windows.out_of_sample_first, gate_last)}, parameters
+        )
 
     try:
         data = read_portfolio_market(warehouse, config.symbols or None, extra_features=config.extra_features)
@@ -352,20 +374,38 @@ def _portfolio(config: PortfolioAgentConfig, warehouse: Warehouse) -> _Prepared:
             config.validation_fraction,
             config.embargo_sessions,
         )
-    except (ValueError, EnvironmentRefusal) as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    markets = {"real": split.train, "validation": split.validation, "gate": split.out_of_sample}
+        sessions = [
+            d.date() if isinstance(d, dt.datetime) else d
+            for d in data.market.sessions.astype("datetime64[D]").astype(object)
+        ]
+        unseen = [day for day in sessions if day >= split.windows.out_of_sample_first]
+        last = int(len(unseen) * GATE_FRACTION) - 1
+        gate_last, unseen_first = unseen[last], unseen[last + 1 + config.embargo_sessions]
+        gate = data.market.between(split.windows.out_of_sample_first, gate_last)
+        # Few sessions of one's own make shorter episodes.
+        stretch = min(PORTFOLIO.episode_steps or 1, len(decision_rows(split.train, PORTFOLIO)))
+        parameters = replace(PORTFOLIO, episode_steps=stretch)
+    except (ValueError, IndexError) as error:
+        raise dg.Failure(
+            f"too few sessions, or none that can be used: {error}", allow_retries=False
+        ) from error
+    markets = {"real": split.train, "validation": split.validation, "gate": gate}
     return _Prepared(
-        PortfolioProblem(markets, PORTFOLIO),
+        PortfolioProblem(markets, parameters),
         data.market.symbols,
         real_market="daily bars",
         market={"features": list(config.extra_features)},
-        windows={name: str(value) for name, value in asdict(split.windows).items()},
+        windows={
+            **{name: str(value) for name, value in asdict(split.windows).items()},
+            "gate_last": str(gate_last),
+            "unseen_first": str(unseen_first),
+        },
         lineage={
             **{f"snapshot.{table}": str(snapshot) for table, snapshot in data.snapshots.items()},
             **{f"source.{table}": source for table, source in data.sources.items()},
         },
         gate_block=10,
+        markets_of=gated,
     )
 
 
@@ -391,20 +431,71 @@ def _parameters(name: str, config: AgentConfig, seed: int) -> "SacParameters":
         changes["hidden_units"] = tuple(changes["hidden_units"])
     try:
         return replace(PROFILES[name][config.profile], **{**changes, "seed": seed})
-    except SacError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
+    except (SacError, TypeError, ValueError) as error:
+        raise dg.Failure(f"parameters: {error}", allow_retries=False) from error
+
+
+def _most_initial(name: str, config: AgentConfig) -> int:
+    return int(INITIAL_FRACTION * _parameters(name, config, 0).buffer_size)
 
 
 def _seed_worker(task: tuple[Any, ...]) -> "tuple[int, TrainedAgent]":
-    """One seed in a process of its own; progress goes to its standard output."""
-    problem, parameters, initial, checkpoint, identity, tell = task
+    """One seed, perhaps in a process of its own; its progress goes into a file beside the checkpoint."""
+    problem, parameters, initial, checkpoint, identity = task
+    import json
+
     from quant_assets.models.agents import train_seed
 
-    return parameters.seed, train_seed(problem, parameters, initial, checkpoint, identity, tell)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    with checkpoint.with_suffix(".jsonl").open("w") as file:
+
+        def tell(row: dict[str, float | None]) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        return parameters.seed, train_seed(problem, parameters, initial, checkpoint, identity, tell)
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+class _Progress:
+    """Rows that the seeds write into their files, told in the log and to MLflow while they train.
+
+    Args:
+        files: progress file by seed.
+        tell: called with the seed and each new row.
+    """
+
+    def __init__(self, files: dict[int, Path], tell: Callable[[int, dict[str, float | None]], None]) -> None:
+        import threading
+
+        self._files, self._tell = files, tell
+        self._read = dict.fromkeys(files, 0)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        for file in self._files.values():
+            file.unlink(missing_ok=True)  # of an earlier attempt
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(1.0):
+            self._look()
+
+    def _look(self) -> None:
+        import json
+
+        for seed, file in self._files.items():
+            if file.exists():
+                with file.open() as lines:
+                    lines.seek(self._read[seed])
+                    while (line := lines.readline()).endswith("\n"):
+                        self._read[seed] = lines.tell()
+                        self._tell(seed, json.loads(line))
 
 
 def _train(
@@ -417,11 +508,9 @@ def _train(
 ) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
     import json
 
-    import numpy as np
-
-    from quant_assets.models import agent_plots
-    from quant_assets.models.agents import SEEDS, best_of, progress_line
-    from quant_assets.models.sac import OnnxPolicy, SacError
+    from quant_assets.environments.episodes import EnvironmentRefusal
+    from quant_assets.models.agents import SEEDS, progress_line
+    from quant_assets.models.sac import SacError
 
     first = settings().seed if config.seed is None else config.seed
     count = SEEDS[name].get(config.profile, 1) if config.seeds is None else config.seeds
@@ -430,36 +519,87 @@ def _train(
     problem = prepared.problem
     # Seeds of agents are small numbers after the project's, whatever that is.
     runs = [_parameters(name, config, (first + i) % 2**32) for i in range(count)]
+    try:
+        environment = problem.episodes("real", 1)
+    except ValueError as error:
+        raise dg.Failure(str(error), allow_retries=False) from error
+    # Whatever could make another agent: a checkpoint of something else must not be taken for one of this.
     identity = json.dumps(
-        [prepared.lineage, prepared.windows, prepared.symbols, prepared.real_market], sort_keys=True
+        [
+            prepared.lineage,
+            prepared.windows,
+            prepared.symbols,
+            prepared.real_market,
+            prepared.market,
+            asdict(environment.parameters),  # type: ignore[attr-defined]
+            0 if prepared.initial is None else len(prepared.initial.step),
+            git_commit(),
+        ],
+        sort_keys=True,
+        default=str,
     )
     folder = settings().home / "checkpoints" / name
-    alone = count == 1 or compute.workers == 1
-    tasks = [
-        (
-            problem,
-            p,
-            prepared.initial,
-            folder / _checkpoint_name(p, identity),
-            identity,
-            context.log.info if alone else _say,
-        )
-        for p in runs
-    ]
+    tasks = [(problem, p, prepared.initial, folder / _checkpoint_name(p, identity), identity) for p in runs]
+    tags = {"git_commit": git_commit(), "seed": str(first), **prepared.lineage}
     agents: dict[int, TrainedAgent] = {}
-    try:
-        for seed, agent in map(_seed_worker, tasks) if alone else compute.map(_seed_worker, tasks):
-            agents[seed] = agent
-            if not alone:
-                context.log.info("%s", progress_line(problem, replace(runs[0], seed=seed), agent.history[-1]))
-    except SacError as error:
-        raise dg.Failure(str(error), allow_retries=False) from error
-    agents = {p.seed: agents[p.seed] for p in runs}
+    with registry.training(name, tags) as run:
+        logged: dict[int, int] = dict.fromkeys([p.seed for p in runs], 0)
+
+        def tell(seed: int, row: dict[str, float | None]) -> None:
+            logged[seed] += 1
+            context.log.info("%s", progress_line(problem, replace(runs[0], seed=seed), row))
+            run.log(_metrics(seed, row), _step(row))
+
+        try:
+            with _Progress({task[1].seed: task[3].with_suffix(".jsonl") for task in tasks}, tell):
+                alone = count == 1 or compute.workers == 1
+                for seed, agent in map(_seed_worker, tasks) if alone else compute.map(_seed_worker, tasks):
+                    agents[seed] = agent
+        except (SacError, EnvironmentRefusal) as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+        agents = {p.seed: agents[p.seed] for p in runs}
+        for seed, agent in agents.items():  # what an attempt told that was killed
+            for row in agent.history[: len(agent.history) - logged[seed]]:
+                run.log(_metrics(seed, row), _step(row))
+        yield from _judge_and_register(
+            context, config, registry, name, prepared, runs, agents, tasks, tags, run
+        )
+
+
+def _metrics(seed: int, row: dict[str, float | None]) -> dict[str, float]:
+    return {f"seed_{seed}.{key}": value for key, value in row.items() if value is not None}
+
+
+def _step(row: dict[str, float | None]) -> int:
+    return int(row["real_steps"] or 0)
+
+
+def _judge_and_register(
+    context: dg.AssetExecutionContext,
+    config: AgentConfig,
+    registry: ModelRegistry,
+    name: str,
+    prepared: _Prepared,
+    runs: "list[SacParameters]",
+    agents: "dict[int, TrainedAgent]",
+    tasks: list[tuple[Any, ...]],
+    tags: dict[str, str],
+    run: TrainingRun,
+) -> Iterator[dg.AssetCheckResult | dg.MaterializeResult]:
+    import json
+
+    import numpy as np
+
+    from quant_assets.models import agent_plots
+    from quant_assets.models.agents import best_of
+    from quant_assets.models.sac import OnnxPolicy
+
+    problem, count, first = prepared.problem, len(runs), runs[0].seed
     chosen = best_of(agents)
     policy = agents[chosen].policy
     scores = {seed: problem.scores(agent.policy.act, "gate") for seed, agent in agents.items()}
     context.log.info(
-        "%s: seed %d of %d is best on the validation days (%.4g %s); unseen days: %.4g",
+        "%s: seed %d of %d is best on the validation days (%.4g %s); on the gate's: %.4g",
         name, chosen, count, agents[chosen].score, problem.score_unit, scores[chosen].mean(),
     )  # fmt: skip
 
@@ -479,7 +619,7 @@ def _train(
         "chosen_seed": chosen,
         "real_market": prepared.real_market,
         "windows": prepared.windows,
-        "lineage": {"git_commit": git_commit(), "seed": str(first), **prepared.lineage},
+        "lineage": tags,
     }
     exported = {seed: agent.policy.to_onnx() for seed, agent in agents.items()}
     onnx = OnnxPolicy(exported[chosen], description)
@@ -493,13 +633,12 @@ def _train(
     if onnx_error > ONNX_TOLERANCE:
         raise dg.Failure(f"{name}: torch and ONNX differ by {onnx_error}", allow_retries=False)
 
-    verdict = _judge(registry.find(name), onnx, problem, environment, prepared, config, first)
+    verdict = _judge(registry.find(name), onnx, prepared, config, first)
     metrics = {
         "validation.score": float(agents[chosen].score or 0.0),
-        "unseen.score": float(scores[chosen].mean()),
-        "unseen.score_se": float(scores[chosen].std(ddof=1) / np.sqrt(len(scores[chosen]))),
-        "unseen.score_mean_of_seeds": float(np.mean([s.mean() for s in scores.values()])),
-        "unseen.score_sd_of_seeds": float(np.std([s.mean() for s in scores.values()])),
+        "gate.score": float(scores[chosen].mean()),
+        "gate.score_mean_of_seeds": float(np.mean([s.mean() for s in scores.values()])),
+        "gate.score_sd_of_seeds": float(np.std([s.mean() for s in scores.values()])),
         "training.seconds": sum(agent.seconds for agent in agents.values()),
         "training.updates": float(sum(agent.history[-1]["updates"] or 0 for agent in agents.values())),
     }
@@ -509,17 +648,16 @@ def _train(
         bundle=description,
         metrics=metrics,
         parameters=asdict(runs[0]),
-        tags=description["lineage"],  # type: ignore[arg-type]
-        curves=_curves(agents),
+        tags=tags,
+        run=run,
         files={
             **{f"seed_{seed}.onnx": content for seed, content in exported.items()},
             "learning_curves.json": json.dumps({str(s): a.history for s, a in agents.items()}).encode(),
         },
     )
-    for task in tasks:  # finished agents waited here for the others
-        task[3].unlink(missing_ok=True)
     if verdict.promote:
         registry.promote(version, verdict.reason)
+    _clear([task[3] for task in tasks])
     context.log.info("%s version %d: %s", name, version.version, verdict.reason)
     yield dg.AssetCheckResult(
         check_name="gate",
@@ -532,7 +670,7 @@ def _train(
     images = {
         "Learning curves": render(agent_plots.learning_figure(histories, problem.score_unit)),
         "Losses, temperature, entropy, speed": render(agent_plots.training_figure(histories)),
-        "Scores of the seeds on unseen days": render(
+        "Scores of the seeds on the gate's days": render(
             agent_plots.seeds_figure(scores, chosen, problem.score_unit)
         ),
     }
@@ -541,7 +679,7 @@ def _train(
             "seed": seed,
             "chosen": "yes" if seed == chosen else "",
             f"validation, {problem.score_unit}": agents[seed].score,
-            f"unseen, {problem.score_unit}": float(scores[seed].mean()),
+            f"gate, {problem.score_unit}": float(scores[seed].mean()),
             "updates": agents[seed].history[-1]["updates"],
             "seconds": round(agents[seed].seconds, 1),
         }
@@ -600,42 +738,49 @@ def _observations(problem: "Problem", act: Callable[[Any], Any]) -> Any:
 def _judge(
     champion: ModelVersion | None,
     challenger: "OnnxPolicy",
-    problem: "Problem",
-    environment: "Episodes",
     prepared: _Prepared,
     config: AgentConfig,
     seed: int,
 ) -> "Verdict":
-    """The challenger against the champion, both as they would serve."""
+    """The challenger against the champion on the gate's days, under the costs of today, each with actions and observations as it was
+    trained for: another configuration alone makes no champion.
+    """
     import numpy as np
 
     from quant_assets.models import gate
-    from quant_assets.models.sac import OnnxPolicy, SacError
+    from quant_assets.models.sac import OnnxPolicy
 
     if champion is None:
         return gate.first_champion()
+    problem = prepared.problem
     try:
+        theirs = prepared.markets_of(champion.bundle) if prepared.markets_of else problem
+        theirs = theirs.as_trained(champion.bundle["parameters"])
         other = OnnxPolicy(champion.onnx, champion.bundle)
-        other.require(environment)
-    except SacError as error:
-        return gate.incomparable(str(error))
-    mine, theirs = (problem.scores(policy.act, "gate") for policy in (challenger, other))
-    if prepared.gate_block > 1:  # periods: those that the champion has not seen either
-        market, judged = problem.markets["gate"], problem.episodes("gate", 1)  # type: ignore[attr-defined]
-        sessions = market.sessions[np.asarray(judged.decisions)]  # type: ignore[attr-defined]
-        unseen = sessions > np.datetime64(champion.bundle["windows"]["in_sample_last"])
-        mine, theirs = mine[unseen], theirs[unseen]
+        other.require(theirs.episodes("gate", 1))
+    except (ValueError, KeyError, TypeError) as error:
+        return gate.incomparable(f"{type(error).__name__}: {error}")
+    mine, group = problem.scores(challenger.act, "gate"), problem.groups("gate")
+    others, other_group = theirs.scores(other.act, "gate"), theirs.groups("gate")
+    if (
+        prepared.gate_block > 1
+    ):  # sessions that both can decide upon, and that the champion has not seen either
+        shared = np.intersect1d(group, other_group)
+        shared = shared[shared > np.datetime64(champion.bundle["windows"]["in_sample_last"])]
+        mine, others = mine[np.isin(group, shared)], others[np.isin(other_group, shared)]
+        group = shared
     return gate.judge_scores(
-        mine, theirs, problem.score_unit, config.gate_confidence, block=prepared.gate_block, seed=seed % 2**32
+        mine, others, problem.score_unit, group, config.gate_confidence, block=prepared.gate_block, seed=seed
     )
 
 
-def _curves(agents: "dict[int, TrainedAgent]") -> dict[str, list[float]]:
-    """Metric name -> one value per evaluation; rows without updates yet have no losses and start later."""
-    curves: dict[str, list[float]] = {}
-    for seed, agent in agents.items():
-        for row in agent.history:
-            for key, value in row.items():
-                if value is not None:
-                    curves.setdefault(f"seed_{seed}.{key}", []).append(float(value))
-    return curves
+def _clear(checkpoints: list[Path]) -> None:
+    """Remove the files of a training that is stored, and of those that nobody has come back to for a week."""
+    import time
+
+    for checkpoint in checkpoints:
+        checkpoint.unlink(missing_ok=True)
+        checkpoint.with_suffix(".jsonl").unlink(missing_ok=True)
+    for file in checkpoints[0].parent.iterdir():
+        if time.time() - file.stat().st_mtime > STALE_SECONDS:
+            file.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def training_figure(histories: Mapping[int, History]) -> Figure:
 
 
 def seeds_figure(scores: Mapping[int, np.ndarray], chosen: int, score_unit: str) -> Figure:
-    """Mean score of each seed on the unseen days with two standard errors; the registered one is filled."""
+    """Mean score of each seed on the gate's days with two standard errors; the registered one is filled."""
     figure = new_figure(9, max(2.2, 0.32 * len(scores) + 1.2))
     ax = figure.subplots()
     for row, (seed, values) in enumerate(scores.items()):
@@ -74,7 +74,7 @@ def seeds_figure(scores: Mapping[int, np.ndarray], chosen: int, score_unit: str)
         )
     ax.set_yticks(range(len(scores)), [f"seed {seed}" for seed in scores], fontsize=8)
     ax.set_ylim(-0.7, len(scores) - 0.3)
-    ax.set_xlabel(f"{score_unit}, unseen days, with two standard errors; filled: registered", fontsize=9)
+    ax.set_xlabel(f"{score_unit}, the gate's days, with two standard errors; filled: registered", fontsize=9)
     return figure
 
 

@@ -14,11 +14,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from quant_assets.environments.episodes import Episodes
-from quant_assets.environments.execution import ExecutionEpisodes, ExecutionMarket
-from quant_assets.environments.market_making import MarketMaking, MarketMakingMarket, rollout
+from quant_assets.environments.execution import ExecutionEpisodes, ExecutionMarket, ExecutionParameters
+from quant_assets.environments.market_making import (
+    MarketMaking,
+    MarketMakingMarket,
+    MarketMakingParameters,
+    rollout,
+)
 from quant_assets.environments.portfolio import PortfolioEpisodes, PortfolioMarket, PortfolioParameters
-from quant_assets.environments.problems import EXECUTION, MARKET_MAKING
-from quant_assets.models.sac import SacParameters, SacPolicy, TrainedAgent, train
+from quant_assets.models.sac import SacError, SacParameters, SacPolicy, TrainedAgent, train
 
 JUDGING_SEED = (
     20_240_229  # of orders and fills when policies are judged; the same for all, so that they are paired
@@ -129,11 +133,23 @@ class Problem(Protocol):
     name: str
     score_unit: str
 
+    @property
+    def markets(self) -> Mapping[str, Any]:
+        """By part of the days."""
+
     def episodes(self, part: str, n: int) -> Episodes:
         """n episodes on a part of the days: real, imagined, validation, gate."""
 
     def scores(self, act: Act, part: str) -> np.ndarray:
         """What a policy gets on each path (or in each period) of a part, above is better; paired between policies."""
+
+    def groups(self, part: str) -> np.ndarray:
+        """What each score belongs to: the posterior draw of a path (paths of one draw are not independent), or the session."""
+
+    def as_trained(self, parameters: Mapping[str, Any]) -> Problem:
+        """The same costs and rewards, with the actions and observations of a bundle's `parameters`: a policy means by an action what
+        it meant when it was trained.
+        """
 
 
 @dataclass(frozen=True)
@@ -142,20 +158,31 @@ class ExecutionProblem:
 
     Attributes:
         markets: by part of the split.
+        parameters: of the environment.
     """
 
     markets: Mapping[str, ExecutionMarket]
+    parameters: ExecutionParameters
     name: str = "sac_execution"
     score_unit: str = "bps of the order"
 
     def episodes(self, part: str, n: int) -> ExecutionEpisodes:
         """See `Problem`."""
-        return ExecutionEpisodes(self.markets[part], EXECUTION, n)
+        return ExecutionEpisodes(self.markets[part], self.parameters, n)
+
+    def groups(self, part: str) -> np.ndarray:
+        """See `Problem`."""
+        return self.markets[part].draw_id
+
+    def as_trained(self, parameters: Mapping[str, Any]) -> ExecutionProblem:
+        """See `Problem`."""
+        terms = {name: parameters[name] for name in ("minutes_per_decision", "max_pace")}
+        return replace(self, parameters=replace(self.parameters, **terms))
 
     def scores(self, act: Act, part: str) -> np.ndarray:
         """See `Problem`."""
         market = self.markets[part]
-        episodes = ExecutionEpisodes(market, EXECUTION, market.paths)
+        episodes = ExecutionEpisodes(market, self.parameters, market.paths)
         observation = episodes.reset(np.random.default_rng(JUDGING_SEED), np.arange(market.paths))
         total = np.zeros(market.paths)
         for _ in range(episodes.steps):
@@ -171,20 +198,38 @@ class MarketMakingProblem:
 
     Attributes:
         markets: by part of the split.
+        parameters: of the environment.
     """
 
     markets: Mapping[str, MarketMakingMarket]
+    parameters: MarketMakingParameters
     name: str = "sac_market_maker"
     score_unit: str = "dollars a session"
 
     def episodes(self, part: str, n: int) -> MarketMaking:
         """See `Problem`."""
-        return MarketMaking(self.markets[part], MARKET_MAKING, n)
+        return MarketMaking(self.markets[part], self.parameters, n)
+
+    def groups(self, part: str) -> np.ndarray:
+        """See `Problem`."""
+        return self.markets[part].draw_id
+
+    def as_trained(self, parameters: Mapping[str, Any]) -> MarketMakingProblem:
+        """See `Problem`."""
+        names = (
+            "max_depth",
+            "max_size",
+            "max_hedge_shares",
+            "inventory_scale_shares",
+            "wealth_scale_dollars",
+        )
+        terms = {name: parameters[name] for name in (*names, "recent_fills_halflife_steps")}
+        return replace(self, parameters=replace(self.parameters, **terms))
 
     def scores(self, act: Act, part: str) -> np.ndarray:
         """See `Problem`."""
         market = self.markets[part]
-        episodes = MarketMaking(market, MARKET_MAKING, market.paths)
+        episodes = MarketMaking(market, self.parameters, market.paths)
         done = rollout(
             episodes,
             lambda _, observation: act(observation),
@@ -199,7 +244,7 @@ class PortfolioProblem:
     """Weights over assets and cash. Scores: log growth of each period in percent, net of costs.
 
     Attributes:
-        markets: by part: real, validation, gate (out of sample).
+        markets: by part: real, validation, gate (the first sessions out of sample).
         parameters: of training; judged over the whole window in one episode.
     """
 
@@ -212,6 +257,15 @@ class PortfolioProblem:
         """See `Problem`. Parts that judge are one episode, however short or long they are."""
         whole = replace(self.parameters, episode_steps=None)
         return PortfolioEpisodes(n, self.markets[part], self.parameters if part == "real" else whole)
+
+    def groups(self, part: str) -> np.ndarray:
+        """See `Problem`."""
+        return self.markets[part].sessions[np.asarray(self.episodes(part, 1).decisions)]
+
+    def as_trained(self, parameters: Mapping[str, Any]) -> PortfolioProblem:
+        """See `Problem`. Its markets are those of the bundle already."""
+        terms = {name: parameters[name] for name in ("look_back", "mode", "gross_limit", "logit_scale")}
+        return replace(self, parameters=replace(self.parameters, **terms))
 
     def scores(self, act: Act, part: str) -> np.ndarray:
         """See `Problem`."""
@@ -231,7 +285,7 @@ def train_seed(
     initial: Any = None,
     checkpoint: Path | None = None,
     identity: str = "",
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[dict[str, float | None]], None] | None = None,
 ) -> TrainedAgent:
     """One agent, judged on the validation part while it learns.
 
@@ -242,13 +296,16 @@ def train_seed(
         checkpoint: file to continue from and to write to; it stays when the agent is done, and whoever has stored the agent
             removes it.
         identity: of the markets; a checkpoint of others is refused.
-        progress: called with a line of text at each evaluation.
+        progress: called with each row of the history; `progress_line` makes text of it.
+
+    Raises:
+        SacError: the problem has no imagined part and `imagined_per_step` is above 0.
     """
     k = parameters.imagined_per_step
-
-    def told(row: Mapping[str, float | None]) -> None:
-        if progress:
-            progress(progress_line(problem, parameters, row))
+    if k and "imagined" not in problem.markets:
+        raise SacError(
+            f"{problem.name}: imagined_per_step = {k}, but there are no imagined days for it: set it to 0"
+        )
 
     def score(policy: SacPolicy) -> float:
         return float(problem.scores(policy.act, "validation").mean())
@@ -262,7 +319,7 @@ def train_seed(
         checkpoint=checkpoint,
         keep_checkpoint=True,
         identity=identity,
-        progress=told,
+        progress=progress,
     )
 
 
@@ -286,11 +343,22 @@ def best_of(agents: Mapping[int, TrainedAgent]) -> int:
     return max(agents, key=lambda seed: (-np.inf if (s := agents[seed].score) is None else s, -seed))
 
 
-def join_transitions(parts: Sequence[Any]) -> Any:
-    """Transition buffers of several symbols as one."""
-    first = parts[0]
+def join_transitions(parts: Sequence[Any], steps: int, most: int) -> Any:
+    """Transition buffers of several symbols as one, with the same number of whole episodes of each.
+
+    Args:
+        parts: one per symbol.
+        steps: of an episode.
+        most: rows in all; a buffer that is filled with them would hold nothing of the first symbols.
+    """
+    first, each = parts[0], max(most // (len(parts) * steps), 1)
+    taken = []
+    for part in parts:
+        episodes = len(part.step) // steps
+        kept = np.arange(min(each, episodes)) * episodes // min(each, episodes)
+        taken.append((kept[:, None] * steps + np.arange(steps)).ravel())
     arrays = {
-        name: np.concatenate([getattr(part, name) for part in parts])
+        name: np.concatenate([getattr(part, name)[rows] for part, rows in zip(parts, taken, strict=True)])
         for name in first._fields
         if name != "info"
     }

@@ -77,6 +77,7 @@ def judge_scores(
     challenger: np.ndarray,
     champion: np.ndarray,
     unit: str,
+    group: np.ndarray,
     confidence: float = 0.95,
     block: int = 1,
     seed: int = 0,
@@ -88,15 +89,16 @@ def judge_scores(
     Args:
         challenger, champion: scores, above is better, shape (paths or periods,), in the same order.
         unit: of the scores, for the sentence.
+        group: what each score belongs to, shape (paths or periods,); groups are resampled whole.
         confidence: of the two-sided interval.
-        block: length of the blocks that are resampled; 1 for independent paths.
+        block: groups in a row that are resampled together; 1 for independent ones.
         seed: of the bootstrap.
     """
     if not len(challenger):
         return Verdict(False, "nothing that neither agent has seen: the challenger stays challenger")
     improvement = mean_interval(
         challenger - champion,
-        session_resamples(np.arange(len(challenger)), seed, block_sessions=block),
+        session_resamples(group, seed, block_sessions=block),
         confidence,
     )
     numbers = (

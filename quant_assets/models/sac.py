@@ -1,7 +1,7 @@
 """Soft actor-critic with model-based planning. Reads top to bottom: parameters, networks, one update, training, ONNX. Pure.
 
 Belongs here: how an agent learns, and the policy that comes out. Does not belong here: what it sees and is paid for
-(`quant_assets/environments`), how good it is (`agent_evaluation.py`), the registry.
+(`quant_assets/environments`), how good it is (`quant_assets/backtests/agents.py`), the registry.
 
 The algorithm is that of Haarnoja et al. (2018), Soft Actor-Critic Algorithms and Applications, arXiv:1812.05905: a squashed
 Gaussian actor, twin critics with Polyak-averaged targets, a temperature that is tuned to a target entropy. One update does
@@ -114,11 +114,15 @@ class SacParameters:
             "reward_scale",
             "threads",
         ):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
                 raise SacError(f"{name} = {getattr(self, name)}: it must be a number above 0")
         for name in ("gamma", "imagined_share", "tau", "final_learning_rate_factor"):
             if not 0 <= getattr(self, name) <= 1:
                 raise SacError(f"{name} = {getattr(self, name)}: it must be from 0 to 1")
+        for name in ("batch_size", "buffer_size", "episodes", "steps", "threads", "imagined_per_step"):
+            if getattr(self, name) != int(getattr(self, name)):
+                raise SacError(f"{name} = {getattr(self, name)}: it must be a whole number")
         for name in ("learning_starts", "imagined_per_step", "evaluations"):
             if getattr(self, name) < 0:
                 raise SacError(f"{name} = {getattr(self, name)}: it must be at least 0")
@@ -762,12 +766,17 @@ class _Training:
             raise SacError(
                 f"the environment runs {real.n} episodes, episodes = {p.episodes}: they must be equal"
             )
+        if real.time_limited and p.gamma == 1:
+            raise SacError(
+                f"gamma = 1: {real.name} goes on after the last step, so without a discount nothing has a finite value; set "
+                "gamma below 1"
+            )
         if (k > 0) != (imagined is not None):
             raise SacError(
                 f"imagined_per_step = {k} " + ("needs" if k else "and has") + " an imagined environment"
             )
         if imagined is not None:
-            names = ("name", "observation_names", "action_names", "steps")
+            names = ("name", "observation_names", "action_names", "steps", "time_limited")
             if different := [n for n in names if getattr(imagined, n) != getattr(real, n)]:
                 raise SacError(
                     f"the imagined environment differs from the real one in {', '.join(different)}"
@@ -801,6 +810,11 @@ class _Training:
             self._load(checkpoint)
         else:
             self._explore(initial)
+            if self.sets_done >= self.sets:
+                raise SacError(
+                    f"steps = {p.steps}: the random actions of the beginning (learning_starts = {p.learning_starts}, whole sets of "
+                    f"{p.episodes} episodes of {real.steps} steps) take all of them; nothing would be learned"
+                )
 
     # The beginning: random actions, from which observations get their scale.
 
@@ -992,7 +1006,8 @@ class _Training:
         state = {
             "identity": self.identity,
             "learner": self.learner.state(),
-            "buffers": [(b.rows[: len(b)], b.written) for b in self.buffers],
+            # A copy of what is filled: a view would be saved with all of its memory.
+            "buffers": [(b.rows[: len(b)].clone(), b.written) for b in self.buffers],
             "rng": self.rng.bit_generator.state,
             "progress": (self.sets_done, self.updates, self.credit, self.seconds),
             "history": self.history,

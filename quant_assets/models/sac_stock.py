@@ -159,7 +159,8 @@ def _vec_env(run: _StockTraining) -> VecEnv:
     from stable_baselines3.common.vec_env import VecEnv
 
     class LockStep(VecEnv):
-        """All episodes end at once, none is ever cut short."""
+        """All episodes end at once. A truncated end is said in `TimeLimit.truncated`; the library's buffer then keeps the value of
+        what comes after."""
 
         def __init__(self) -> None:
             super().__init__(run.real.n, run.real.observation_space, run.real.action_space)
@@ -176,11 +177,12 @@ def _vec_env(run: _StockTraining) -> VecEnv:
             run.returns += done.reward
             after = run._scaled(done.observation)
             infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-            if done.terminated:
-                infos = [{"terminal_observation": last} for last in after]
+            if ended := done.terminated or done.truncated:
+                infos = [
+                    {"terminal_observation": last, "TimeLimit.truncated": done.truncated} for last in after
+                ]
                 after = self.reset()
-            ended = np.full(self.num_envs, done.terminated)
-            return after, done.reward * run.parameters.reward_scale, ended, infos
+            return after, done.reward * run.parameters.reward_scale, np.full(self.num_envs, ended), infos
 
         def close(self) -> None:
             pass

@@ -4,6 +4,7 @@ Belongs here: the Dagster face. Does not belong here: the decision rule (`signal
 """
 
 import datetime as dt
+from collections.abc import Iterator
 
 import dagster as dg
 import pyarrow as pa
@@ -24,6 +25,7 @@ OWNERS = ["team:trading"]
 # The strategies that are traded live: the same rule that is backtested.
 STRATEGIES = (MlpLongShort, MlpSentimentLongShort)
 PORTFOLIO = "sac_portfolio"  # registered model and strategy
+WEIGHTS_CHECK = "portfolio_weights"
 
 
 class LiveSignalConfig(dg.Config):
@@ -46,7 +48,8 @@ class LiveSignalConfig(dg.Config):
     description="What each strategy would do at the next open, one row per strategy and symbol: probabilities or portfolio weight, "
     "side, target (shares), bracket (percent), model version, snapshots. Known at the session's close. Also as CSV, "
     "one file per strategy and session. Sessions that the champion was trained on have none, and before an agent is trained "
-    "the portfolio has none.",
+    "the portfolio has none. Where the portfolio fails, the classifiers' rows are written all the same and the check "
+    "portfolio_weights says why.",
     partitions_def=SESSIONS,
     backfill_policy=dg.BackfillPolicy.single_run(),
     ins={
@@ -60,6 +63,13 @@ class LiveSignalConfig(dg.Config):
     kinds={"onnx", "iceberg"},
     owners=OWNERS,
     code_version="1",
+    check_specs=[
+        dg.AssetCheckSpec(
+            WEIGHTS_CHECK,
+            asset=dg.AssetKey(["serving", "live_signals"]),
+            description="The portfolio's champion, if there is one, gave its weights. A warning: the other strategies' signals are there.",
+        )
+    ],
 )
 def live_signals(
     context: dg.AssetExecutionContext,
@@ -68,7 +78,7 @@ def live_signals(
     sentiment: pa.Table,
     warehouse: dg.ResourceParam[Warehouse],
     registry: dg.ResourceParam[ModelRegistry],
-) -> dg.Output[pa.Table]:
+) -> Iterator[dg.AssetCheckResult | dg.Output[pa.Table]]:
     """Ask every champion about every symbol of the run's sessions."""
     import pyarrow.compute as pc
 
@@ -124,10 +134,9 @@ def live_signals(
                     },
                 )
             )
-    portfolio = registry.find(PORTFOLIO)
-    if portfolio is None:
-        context.log.info("no weights: models/%s has no champion yet (train_agents_job)", PORTFOLIO)
-    elif (weights := _portfolio_signals(config, warehouse, portfolio, first, last)) is not None:
+    weights, found = _weights_or_why_not(context, config, warehouse, registry, first, last)
+    yield found
+    if weights is not None:
         parts.append(weights)
     if not parts:
         raise dg.Failure(
@@ -186,7 +195,41 @@ def live_signals(
             ),
         },
     )
-    return dg.Output(data, data_version=data_version(data, (first, last)))
+    yield dg.Output(data, data_version=data_version(data, (first, last)))
+
+
+def _weights_or_why_not(
+    context: dg.AssetExecutionContext,
+    config: LiveSignalConfig,
+    warehouse: Warehouse,
+    registry: ModelRegistry,
+    first: dt.date,
+    last: dt.date,
+) -> tuple[pa.Table | None, dg.AssetCheckResult]:
+    """The portfolio's weights, and the check that says why there are none."""
+    passed, why, model, weights = True, None, "none", None
+    try:
+        champion = registry.find(PORTFOLIO)
+        if champion is None:
+            why = f"no champion: models/{PORTFOLIO} is not trained yet (train_agents_job)"
+        else:
+            model = f"{champion.name} v{champion.version}"
+            weights = _portfolio_signals(config, warehouse, champion, first, last)
+            if weights is None:
+                why = f"{model} was trained on all of these sessions, or the market has none of them"
+    except Exception as error:
+        # Whatever it is: the other strategies have their signals, and nobody wants the night without them.
+        passed, why = False, f"no weights of {model}: {type(error).__name__}: {error}"
+        context.log.error("%s. The other strategies' signals are written.", why, exc_info=True)
+    if passed and why:
+        context.log.info("no weights: %s", why)
+    return weights, dg.AssetCheckResult(
+        check_name=WEIGHTS_CHECK,
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=why,
+        metadata={"model": model, "rows": weights.num_rows if weights is not None else 0},
+    )
 
 
 def _portfolio_signals(

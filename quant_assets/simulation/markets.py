@@ -11,6 +11,7 @@ are seen by backtests alone (`UNSEEN`).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from quant_assets.environments.execution import ExecutionMarket
 from quant_assets.environments.market_making import MarketMakingMarket
 from quant_assets.posterior.priors import DT_YEARS, HestonParameters
 from quant_assets.simulation.intraday import IntradayDays, IntradayModel, RealDays, expected_variance
+from quant_assets.simulation.transitions import PathInfo
 
 SPLIT: Mapping[str, tuple[int, ...]] = {
     "real": (0,),
@@ -29,6 +31,8 @@ SPLIT: Mapping[str, tuple[int, ...]] = {
 }
 PARTS = 10
 MARKET_MAKING_MID0 = 100.0  # dollars; depths and penalties of one agent mean the same for every share
+EARLIER_SESSIONS = 5  # real sessions that a profile and a volatility need before the first order
+LEAST_PROFILE = 0.01  # of the mean minute: what a minute without any trade so far is expected to have
 
 
 class MarketError(ValueError):
@@ -59,6 +63,14 @@ def take_days(days: IntradayDays, rows: np.ndarray) -> IntradayDays:
     *columns, parameters = days
     some = HestonParameters(*(value[rows] for value in parameters))
     return IntradayDays._make([*(column[rows] for column in columns), some])
+
+
+def days_identity(days: IntradayDays, about: PathInfo) -> str:
+    """What makes these days these days, for lineage: posterior, seed, and a digest of their draws and prices."""
+    digest = hashlib.blake2b(np.ascontiguousarray(days.draw_id).tobytes(), digest_size=12)
+    digest.update(np.ascontiguousarray(days.mid).tobytes())
+    of = about.posterior
+    return f"posterior snapshot {of['snapshot']} of {of['session']}, seed {about.seed}, days {digest.hexdigest()}"
 
 
 def execution_market(days: IntradayDays, model: IntradayModel) -> ExecutionMarket:
@@ -107,6 +119,55 @@ def real_execution_market(
         daily_volatility=np.full(sessions, volatility * np.sqrt(DT_YEARS)),
         draw_id=np.arange(sessions),
     )
+
+
+def quoted_sessions(days: RealDays) -> tuple[RealDays, np.ndarray]:
+    """Real sessions that an order can be sold in, and those that have no quote or no price at all.
+
+    Returns:
+        The days that are left, and the sessions that are not, `datetime64[D]`.
+    """
+    quoted = ~np.isnan(days.spread).all(axis=1) & ~np.isnan(days.mid).all(axis=1)
+    return RealDays(*(values[quoted] for values in days)), days.sessions[~quoted]
+
+
+def real_sessions(
+    days: RealDays, newest: int | None = None, earlier: int = EARLIER_SESSIONS
+) -> tuple[np.ndarray, ExecutionMarket] | None:
+    """Real sessions as a market in which each knows no more than the sessions before it.
+
+    The profile of a session is the mean volume by minute of all earlier sessions, its volatility the root of their mean realized
+    variance from the open to the close.
+
+    Args:
+        days: sessions of one symbol, in order.
+        newest: most sessions that are traded, the last ones; None: all.
+        earlier: sessions that are needed before the first one that is traded.
+
+    Returns:
+        Sessions that can be traded, `datetime64[D]`, shape (n,), and their market; None where there are no more than `earlier`.
+
+    Raises:
+        MarketError: a session has no quote at all, see `quoted_sessions`.
+    """
+    count = len(days.sessions)
+    if count <= earlier:
+        return None
+    variance = np.empty(count)
+    for row, mid in enumerate(days.mid):
+        variance[row] = (np.diff(np.log(mid[np.isfinite(mid)])) ** 2).sum()
+    first = earlier if newest is None else max(earlier, count - newest)
+    markets = []
+    for row in range(first, count):
+        profile = days.volume_shares[:row].mean(axis=0)
+        markets.append(
+            real_execution_market(
+                RealDays(*(values[row : row + 1] for values in days)),
+                np.maximum(profile, LEAST_PROFILE * profile.mean()),
+                float(np.sqrt(variance[:row].mean() / DT_YEARS)),
+            )
+        )
+    return days.sessions[first:], join_execution_markets(markets)
 
 
 def _carried(values: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ def _write(
 
     from quant_assets.simulation import plots
     from quant_assets.simulation.behaviour import random_transitions
-    from quant_assets.simulation.markets import MarketError, part_of
+    from quant_assets.simulation.markets import MarketError, days_identity, part_of
     from quant_assets.simulation.transitions import (
         BufferFileError,
         TransitionInfo,
@@ -141,7 +141,11 @@ def _write(
         environment=episodes.name,
         observation_names=episodes.observation_names,
         action_names=episodes.action_names,
-        posterior={**about.posterior, "paths_seed": about.seed, "parameters": asdict(episodes.parameters)},  # type: ignore[attr-defined]
+        posterior={
+            **about.posterior,
+            "days": days_identity(days, about),
+            "parameters": asdict(episodes.parameters),  # type: ignore[attr-defined]
+        },
         seed=seed,
     )
     written = write_transitions(

@@ -40,7 +40,7 @@ from quant_assets.environments.market_making import (
 )
 from quant_assets.environments.portfolio import PortfolioMarket, PortfolioParameters, PortfolioRollout
 from quant_assets.posterior.priors import HestonParameters
-from quant_assets.simulation.intraday import IntradayModel, RealDays, simulate_days
+from quant_assets.simulation.intraday import IntradayModel, simulate_days
 from quant_assets.simulation.markets import execution_market, market_making_market
 
 MODEL = IntradayModel()
@@ -224,29 +224,6 @@ def test_rows_of_a_symbol_are_those_of_its_paths(market: ExecutionMarket) -> Non
     assert rows[3]["paths"] == 30
     assert rows[3][f"{SHORTFALL}_mean"] == pytest.approx(found.agents[0].measure(SHORTFALL)[:30].mean())
     assert len(list(agents.by_symbol(found, np.full(80, "A")))) == 1
-
-
-def test_a_real_session_knows_only_the_sessions_before_it(days: Any) -> None:
-    n = 8
-    real = RealDays(
-        np.datetime64("2014-06-02") + np.arange(n),
-        days.mid[:n].copy(),
-        days.spread[:n].copy(),
-        days.volume_shares[:n].astype(float),
-        np.zeros((n, 390)),
-    )
-    found = agents.real_sessions(real)
-    assert found is not None
-    sessions, whole = found
-    assert list(sessions) == list(real.sessions[5:])
-    np.testing.assert_allclose(whole.expected_volume_shares[0], real.volume_shares[:5].mean(axis=0))
-    for values in (real.mid, real.spread, real.volume_shares):
-        values[6:] *= 1.5
-    again = agents.real_sessions(real)
-    assert again is not None
-    for name in ("expected_volume_shares", "daily_volatility", "mid"):
-        np.testing.assert_array_equal(getattr(again[1], name)[:1], getattr(whole, name)[:1])
-    assert agents.real_sessions(RealDays(*(values[:5] for values in real))) is None
 
 
 # -- market making -----------------------------------------------------------------------------------------------------

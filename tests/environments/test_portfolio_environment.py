@@ -93,6 +93,13 @@ def test_gymnasium_accepts_the_environment(market: PortfolioMarket, mode: Any) -
     check_env(Single(env), skip_render_check=True)
 
 
+def test_the_end_of_a_stretch_is_not_the_end_of_the_market(market: PortfolioMarket) -> None:
+    env = Single(PortfolioEpisodes(1, market, SMALL))
+    env.reset(seed=1)
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(8)]
+    assert ends == [(False, False)] * 7 + [(False, True)]
+
+
 def test_an_observation_is_the_look_back_oldest_first_and_what_is_held(market: PortfolioMarket) -> None:
     env = PortfolioEpisodes(2, market, SMALL)
     seen = env.reset(np.random.default_rng(0), np.array([0, 7]))
@@ -170,7 +177,7 @@ def test_decided_at_the_close_traded_at_the_next_open_earned_until_the_open_afte
     total = 0.5 * 1.25 + 0.25 * 0.95 + 0.25
     assert step.info["turnover"][0] == pytest.approx((0.5 * 1.25 + 0.25 * 0.95) / total, rel=1e-12)
     assert step.reward[0] == pytest.approx(100 * np.log(1 - 0.001 * step.info["turnover"][0]), rel=1e-12)
-    assert step.terminated
+    assert (step.terminated, step.truncated) == (False, True), "the market goes on"
 
 
 def reference(

@@ -1,6 +1,6 @@
 """Problems, profiles and the gate of agents; what a portfolio agent can and cannot learn."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -8,19 +8,22 @@ import pyarrow as pa
 import pytest
 
 from quant_assets.environments.portfolio import PortfolioMarket, shuffled, with_tomorrow
-from quant_assets.environments.problems import PORTFOLIO
+from quant_assets.environments.problems import EXECUTION, PORTFOLIO
 from quant_assets.market.series import bar_series
 from quant_assets.models.agents import (
     PROFILES,
     SEEDS,
+    ExecutionProblem,
     PortfolioProblem,
     best_of,
+    join_transitions,
     progress_line,
     train_seed,
 )
 from quant_assets.models.gate import judge_scores
 from quant_assets.models.portfolio_market import portfolio_market, split_market
-from quant_assets.models.sac import TrainedAgent
+from quant_assets.models.sac import SacError, TrainedAgent
+from quant_assets.simulation.transitions import Transitions
 
 
 def test_the_published_profile_is_the_default() -> None:
@@ -51,12 +54,51 @@ def test_progress_says_everything_that_is_known() -> None:
 def test_the_gate_wants_a_difference_that_noise_does_not_explain() -> None:
     rng = np.random.default_rng(0)
     common = rng.normal(0, 5, 500)
-    better = judge_scores(common + 0.3 + rng.normal(0, 0.5, 500), common, "bps")
+    each = np.arange(500)
+    better = judge_scores(common + 0.3 + rng.normal(0, 0.5, 500), common, "bps", each)
     assert better.promote
     assert "improves by +0.2654 bps" in better.reason
-    assert not judge_scores(common + rng.normal(0, 0.5, 500), common, "bps").promote
-    assert not judge_scores(common, common, "bps").promote
-    assert "nothing that neither agent has seen" in judge_scores(common[:0], common[:0], "bps").reason
+    assert not judge_scores(common + rng.normal(0, 0.5, 500), common, "bps", each).promote
+    assert not judge_scores(common, common, "bps", each).promote
+    nothing = judge_scores(common[:0], common[:0], "bps", each[:0])
+    assert "nothing that neither agent has seen" in nothing.reason
+
+
+def test_paths_of_one_draw_are_resampled_together() -> None:
+    """Fifty copies of ten numbers are ten numbers, not five hundred."""
+    ten = np.linspace(-0.8, 1.1, 10)
+    scores, draw = np.repeat(ten, 50), np.repeat(np.arange(10), 50)
+    assert judge_scores(scores, np.zeros(500), "bps", np.arange(500)).promote
+    assert not judge_scores(scores, np.zeros(500), "bps", draw).promote
+
+
+def test_every_symbol_has_as_many_initial_episodes() -> None:
+    def part(first: int) -> Any:
+        rows = np.arange(first, first + 40)
+        episode = np.repeat(np.arange(10), 4)
+        wide = rows[:, None, None].astype(np.float32)
+        return Transitions(
+            wide, wide, wide, wide[:, 0], wide[:, 0], episode, episode, np.tile(np.arange(4), 10), None
+        )  # type: ignore[arg-type]
+
+    joined = join_transitions([part(0), part(100)], steps=4, most=25)
+    assert joined.rewards[:, 0].tolist() == [*range(4), *range(12, 16), *range(24, 28), *range(100, 104),
+                                             *range(112, 116), *range(124, 128)]  # fmt: skip
+    assert joined.step.tolist() == [0, 1, 2, 3] * 6
+
+
+def test_a_champion_is_judged_with_its_own_actions_and_todays_costs() -> None:
+    old = replace(EXECUTION, max_pace=5.0, minutes_per_decision=30, temporary_impact=9.0)
+    problem = ExecutionProblem({}, EXECUTION).as_trained(asdict(old))
+    assert (problem.parameters.max_pace, problem.parameters.minutes_per_decision) == (5.0, 30)
+    assert problem.parameters.temporary_impact == EXECUTION.temporary_impact
+
+
+def test_planning_without_imagined_days_is_refused() -> None:
+    problem = PortfolioProblem({}, PORTFOLIO)
+    parameters = replace(PROFILES["sac_portfolio"]["demo"], imagined_per_step=1)
+    with pytest.raises(SacError, match="imagined_per_step = 1, but there are no imagined days"):
+        train_seed(problem, parameters)
 
 
 # -- the controls of the portfolio -------------------------------------------------------------------------------------

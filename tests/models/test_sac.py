@@ -26,6 +26,7 @@ from quant_assets.models.sac import (
     SacParameters,
     SacPolicy,
     Workspace,
+    _Training,
     train,
 )
 
@@ -49,6 +50,31 @@ class Target(Episodes):
     def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         reward = -((action[:, 0] - self.number / 2) ** 2) * self.scale_
         return self._begin(), reward, {}
+
+
+class Endless(Episodes):
+    """A dollar a step for ever, looked at for four steps."""
+
+    name: ClassVar[str] = "endless"
+    time_limited: ClassVar[bool] = True
+    observation_names = ("noise",)
+    action_names = ("nothing",)
+
+    def __init__(self, n: int = 8) -> None:
+        super().__init__(n, 4, 1000)
+
+    def _begin(self) -> np.ndarray:
+        assert self.rng is not None
+        return self.rng.normal(size=(self.n, 1))
+
+    def _advance(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        return self._begin(), np.ones(self.n), {}
+
+
+class FourSteps(Endless):
+    """A dollar a step until the world ends."""
+
+    time_limited: ClassVar[bool] = False
 
 
 QUICK = SacParameters(
@@ -264,6 +290,36 @@ def test_the_same_seed_gives_the_same_bits(k: int) -> None:
     assert not np.array_equal(runs[0], other)
 
 
+@pytest.mark.parametrize("kind", [Endless, FourSteps])
+def test_only_an_end_of_the_world_ends_what_a_state_is_worth(kind: type[Endless]) -> None:
+    environment = kind()
+    environment.reset(np.random.default_rng(0))
+    last = [environment.step(np.zeros((8, 1))) for _ in range(4)][-1]
+    assert (last.terminated, last.truncated) == (kind is FourSteps, kind is Endless)
+
+    parameters = replace(QUICK, gamma=0.8, initial_alpha=1e-6)
+    run = _Training(environment, parameters, None, None, None, "")
+    with torch.no_grad():
+        run.finish(None, float("inf"), False, None)
+        assert run.buffers[0].rows[: len(run.buffers[0]), -1].mean() == (0.25 if kind is FourSteps else 0)
+        seen = torch.from_numpy(run.rng.normal(size=(500, 2)).astype(np.float32)).clamp(-1, 1)
+        work = Workspace(2, run.learner.critics.sizes, 500)
+        worth = float(run.learner.critics.forward(seen, work).mean())
+    # 1 + gamma + ...: for ever, or one to four dollars at the four steps, which look alike.
+    expected = 5.0 if kind is Endless else 1 / (1 - 0.8 * 0.75)
+    assert worth == pytest.approx(expected, rel=0.1)
+
+
+def test_a_world_without_end_needs_a_discount() -> None:
+    with pytest.raises(SacError, match="gamma = 1: endless goes on after the last step"):
+        train(Endless(), replace(QUICK, gamma=1.0))
+
+
+def test_an_imagined_environment_that_ends_otherwise_is_refused() -> None:
+    with pytest.raises(SacError, match=r"differs from the real one in .*time_limited"):
+        train(Endless(), replace(QUICK, imagined_per_step=1), imagined=FourSteps())
+
+
 KILLED = """
 import importlib.util, sys
 from pathlib import Path
@@ -419,11 +475,20 @@ def test_a_policy_refuses_what_it_was_not_made_for(policy: SacPolicy) -> None:
         ({"hidden_units": ()}, "at least one layer"),
         ({"buffer_size": 10}, "buffer_size = 10 holds no batch of batch_size = 64"),
         ({"imagined_per_step": -1}, "imagined_per_step = -1"),
+        ({"imagined_per_step": 0.5}, "imagined_per_step = 0.5: it must be a whole number"),
+        ({"steps": "100"}, "steps = 100: it must be a number above 0"),
     ],
 )
 def test_impossible_parameters_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(SacError, match=message):
         replace(QUICK, **change)
+
+
+def test_steps_that_exploration_takes_whole_are_refused() -> None:
+    with pytest.raises(
+        SacError, match=r"steps = 100: the random actions of the beginning .* take all of them"
+    ):
+        train(Target(), replace(QUICK, steps=100))
 
 
 def test_environments_that_do_not_fit_are_named() -> None:

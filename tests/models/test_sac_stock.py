@@ -31,6 +31,12 @@ class Target(Episodes):
         return self._begin(), reward, {}
 
 
+class Endless(Target):
+    """The same, looked at for four steps."""
+
+    time_limited: ClassVar[bool] = True
+
+
 QUICK = SacParameters(
     hidden_units=(32, 32),
     learning_rate=3e-3,
@@ -89,6 +95,24 @@ def test_transitions_cross_no_end_of_an_episode() -> None:
     ends = np.flatnonzero(buffer.dones[: buffer.pos - 1, 0])
     assert not (buffer.next_observations[ends] == buffer.observations[ends + 1])[:, :, 0].any()
     assert not buffer.timeouts.any()
+
+
+def test_the_end_of_a_look_is_no_end_for_both() -> None:
+    run = _StockTraining(Endless(), replace(QUICK, steps=400))
+    run.finish(None, float("inf"), False, None)
+    buffer = run.model.replay_buffer
+    assert buffer is not None
+    # The random beginning has ends of neither kind, as ours stores it; what the library saw itself is marked as a timeout.
+    random = QUICK.learning_starts // 8
+    assert not buffer.dones[:random].any()
+    assert np.array_equal(
+        np.flatnonzero(buffer.timeouts[: buffer.pos, 0]), np.arange(random + 3, buffer.pos, 4)
+    )
+    assert np.array_equal(buffer.timeouts[random : buffer.pos], buffer.dones[random : buffer.pos])
+    assert not buffer.sample(4_000).dones.any()
+    # Beyond the last look lies what was seen last, not the beginning of the next one.
+    ends = np.flatnonzero(buffer.timeouts[: buffer.pos - 1, 0])
+    assert not (buffer.next_observations[ends] == buffer.observations[ends + 1])[:, :, 0].any()
 
 
 def test_what_the_library_cannot_do_is_refused() -> None:

@@ -18,7 +18,9 @@ from quant_assets.simulation.markets import (
     join_execution_markets,
     market_making_market,
     part_of,
+    quoted_sessions,
     real_execution_market,
+    real_sessions,
 )
 from quant_assets.simulation.transitions import TransitionInfo, read_transitions, write_transitions
 
@@ -82,6 +84,53 @@ def test_gaps_of_real_sessions_are_bridged_with_what_was_known() -> None:
     assert market.daily_volatility[0] == pytest.approx(0.2 / np.sqrt(252))
     with pytest.raises(MarketError, match="session 2014-06-05 has no price or no quote at all"):
         real_execution_market(real._replace(spread=np.full_like(spread, np.nan)), np.ones(3), 0.2)
+
+
+def first_days(days: IntradayDays, n: int) -> RealDays:
+    """Simulated days as if they were real sessions."""
+    return RealDays(
+        np.datetime64("2014-06-02") + np.arange(n),
+        days.mid[:n].copy(),
+        days.spread[:n].copy(),
+        days.volume_shares[:n].astype(float),
+        np.zeros((n, 390)),
+    )
+
+
+def test_a_real_session_knows_only_the_sessions_before_it(days: IntradayDays) -> None:
+    real = first_days(days, 8)
+    found = real_sessions(real)
+    assert found is not None
+    sessions, whole = found
+    assert list(sessions) == list(real.sessions[5:])
+    np.testing.assert_allclose(whole.expected_volume_shares[0], real.volume_shares[:5].mean(axis=0))
+    variance = (np.diff(np.log(real.mid[:5]), axis=1) ** 2).sum(axis=1).mean()
+    assert whole.daily_volatility[0] == pytest.approx(np.sqrt(variance))
+    newest = real_sessions(real, newest=1)
+    assert newest is not None
+    assert list(newest[0]) == list(real.sessions[7:])
+    np.testing.assert_array_equal(newest[1].expected_volume_shares[0], whole.expected_volume_shares[2])
+    for values in (real.mid, real.spread, real.volume_shares):
+        values[6:] *= 1.5
+    again = real_sessions(real)
+    assert again is not None
+    for name in ("expected_volume_shares", "daily_volatility", "mid"):
+        np.testing.assert_array_equal(getattr(again[1], name)[:1], getattr(whole, name)[:1])
+    assert real_sessions(RealDays(*(values[:5] for values in real))) is None
+
+
+def test_a_session_without_quotes_is_left_out_and_the_others_stay(days: IntradayDays) -> None:
+    real = first_days(days, 8)
+    real.spread[6] = np.nan
+    real.spread[2, :100] = np.nan  # quotes later in the day are enough
+    with pytest.raises(MarketError, match="session 2014-06-08 has no price or no quote at all"):
+        real_sessions(real)
+    usable, left_out = quoted_sessions(real)
+    assert list(left_out) == [real.sessions[6]]
+    assert list(usable.sessions) == [*real.sessions[:6], real.sessions[7]]
+    found = real_sessions(usable)
+    assert found is not None
+    assert list(found[0]) == [real.sessions[5], real.sessions[7]]
 
 
 @pytest.mark.parametrize("environment", ["execution", "market_making"])
