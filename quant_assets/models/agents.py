@@ -119,8 +119,8 @@ PROFILES: Mapping[str, Mapping[str, SacParameters]] = {
 }
 # How many agents are trained; a portfolio's result hangs on its seed more than on anything else.
 SEEDS: Mapping[str, Mapping[str, int]] = {
-    "sac_execution": {"demo": 1, "full": 5},
-    "sac_market_maker": {"demo": 1, "full": 5},
+    "sac_execution": {"demo": 2, "full": 5},
+    "sac_market_maker": {"demo": 2, "full": 5},
     "sac_portfolio": {"demo": 10, "full": 10},
 }
 
