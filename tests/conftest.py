@@ -137,9 +137,10 @@ class Chain:
         "models__sac_portfolio": {"seeds": 2, "parameters": {**_short, "steps": 4032, "updates_per_step": 1}}
     }
     agents = {  # noqa: RUF012
-        "models__sac_execution": {"parameters": {**_short, "steps": 2600, "episodes": 4}},
+        "models__sac_execution": {"seeds": 1, "parameters": {**_short, "steps": 2600, "episodes": 4}},
         "models__sac_market_maker": {
-            "parameters": {**_short, "steps": 3900, "episodes": 4, "updates_per_step": 1}
+            "seeds": 1,
+            "parameters": {**_short, "steps": 3900, "episodes": 4, "updates_per_step": 1},
         },
     }
     calibration = {"posterior__heston_calibration": {"datasets": {"250": 24}}}  # noqa: RUF012

@@ -14,7 +14,13 @@ from quant_assets.models.inference import inputs_of, model_rows, require_same_fe
 from quant_assets.partitions import CALENDAR, SESSIONS, run_sessions, settings
 from quant_assets.presentation import data_version, figure_markdown, markdown_table, show
 from quant_assets.serving import tables
-from quant_assets.serving.signals import follow, make_portfolio_signals, make_signals, write_signal_files
+from quant_assets.serving.signals import (
+    follow,
+    make_portfolio_signals,
+    make_signals,
+    remove_stale_files,
+    write_signal_files,
+)
 from quant_assets.strategies.mlp_long_short import MlpLongShort, MlpSentimentLongShort
 from quant_resources.iceberg import Warehouse
 from quant_resources.io_manager import table_metadata
@@ -147,6 +153,9 @@ def live_signals(
         )
     data = tables.LIVE_SIGNALS.conform(pa.concat_tables(parts))
     files = write_signal_files(data, settings().signals_dir)
+    published = [*(traded.name for traded in STRATEGIES), PORTFOLIO]
+    for stale in remove_stale_files(data, settings().signals_dir, published, CALENDAR.sessions(first, last)):
+        context.log.warning("removed %s: an earlier run wrote it, and this one has no such signal", stale)
 
     from quant_assets.serving import plots
 

@@ -163,6 +163,32 @@ def follow(
     return followed
 
 
+def remove_stale_files(
+    signals: pa.Table, folder: Path, strategies: Sequence[str], sessions: Sequence[dt.date]
+) -> list[Path]:
+    """Remove the files of strategies and sessions that have no signal any more, so that files and table say the same.
+
+    Args:
+        signals: of all the sessions.
+        folder: as for `write_signal_files`.
+        strategies, sessions: whose files to look at; others are left alone.
+
+    Returns:
+        What was removed.
+    """
+    have = set(zip(signals["strategy"].to_pylist(), signals["session"].to_pylist(), strict=True))
+    stale = [
+        folder / strategy / f"{session}.csv"
+        for strategy in strategies
+        for session in sessions
+        if (strategy, session) not in have
+    ]
+    found = [path for path in stale if path.exists()]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
+
+
 def write_signal_files(signals: pa.Table, folder: Path) -> list[Path]:
     """One CSV per strategy and session: `<folder>/<strategy>/<session>.csv` with date, symbol, signal (1, 0, -1; the weight of
     a portfolio).

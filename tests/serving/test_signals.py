@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_assets.serving.signals import make_signals, write_signal_files
+from quant_assets.serving.signals import make_signals, remove_stale_files, write_signal_files
 from quant_assets.serving.tables import LIVE_SIGNALS
 from quant_assets.strategies.mlp_long_short import MlpLongShort, choose_side
 
@@ -128,3 +128,19 @@ def test_writing_again_replaces_and_a_failed_write_leaves_the_old_file(
         write_signal_files(_signals([[0.6, 0.2]]), tmp_path)
     assert path.read_text() == "date,symbol,signal\n2013-03-01,AAPL,-1\n"
     assert [p.name for p in path.parent.iterdir()] == ["2013-03-01.csv"]
+
+
+def test_files_of_signals_that_are_gone_are_removed_and_no_others(tmp_path: Path) -> None:
+    night, later = SESSION, dt.date(2013, 3, 4)
+    for strategy in ("mlp_long_short", "sac_portfolio"):
+        write_signal_files(_signals([[0.9, 0.1]], strategy=strategy), tmp_path)
+        write_signal_files(_signals([[0.9, 0.1]], session=later, strategy=strategy), tmp_path)
+    again = _signals([[0.9, 0.1]])
+    removed = remove_stale_files(again, tmp_path, ["mlp_long_short", "sac_portfolio"], [night])
+    assert removed == [tmp_path / "sac_portfolio" / f"{night}.csv"]
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.csv"))
+    assert left == [
+        f"mlp_long_short/{night}.csv",
+        f"mlp_long_short/{later}.csv",
+        f"sac_portfolio/{later}.csv",
+    ]
