@@ -16,12 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from quant_assets.environments.portfolio import UNKNOWN_ROWS, PortfolioMarket
 from quant_assets.features import tables as feature_tables
 from quant_assets.market import tables as market_tables
-from quant_assets.market.series import BarSeries, bar_series
+from quant_assets.market.adjustment import adjust_bars
+from quant_assets.market.series import ARRAYS, BarSeries, SeriesError, bar_series
 from quant_assets.models.dataset import DatasetError, Windows, make_windows
+from quant_resources.duckdb import query
 from quant_resources.iceberg import TableSpec, Warehouse
 
 BAR_FEATURES = ("scaled_log_return", "scaled_log_volume_change")
@@ -110,6 +113,88 @@ def read_portfolio_market(
         for name, rows in read.items()
         if "source" in rows.column_names
     }
+    return PortfolioData(market, snapshots, sources)
+
+
+SESSION_MINUTES = 390
+# Bars of some minutes, labelled by their end in New York, within the regular session; splits and dividends belong to the first
+# bar of a session.
+MINUTE_SQL = """
+WITH placed AS (
+    SELECT symbol, session, ts, open, high, low, close, volume,
+           date_diff('minute', CAST(session AS TIMESTAMP) + INTERVAL 570 MINUTE, timezone('America/New_York', ts)) AS minute
+    FROM minutes
+), grouped AS (
+    SELECT symbol, session, CAST(floor(minute / $width) AS INTEGER) AS period,
+           arg_min(open, minute) AS open, max(high) AS high, min(low) AS low, arg_max(close, minute) AS close,
+           sum(volume) AS volume
+    FROM placed WHERE minute BETWEEN 0 AND 389 GROUP BY ALL
+)
+SELECT g.symbol, CAST(g.session AS TIMESTAMP) + to_minutes(570 + least((period + 1) * $width, 390)) AS session,
+       g.open, g.high, g.low, g.close, g.volume,
+       CASE WHEN row_number() OVER day = 1 THEN d.dividend ELSE 0.0 END AS dividend,
+       CASE WHEN row_number() OVER day = 1 THEN d.split_factor ELSE 1.0 END AS split_factor
+FROM grouped g LEFT JOIN daily d USING (symbol, session)
+WINDOW day AS (PARTITION BY g.symbol, g.session ORDER BY period)
+ORDER BY g.symbol, 2
+"""
+
+
+def read_minute_portfolio_market(
+    warehouse: Warehouse,
+    minutes: int,
+    symbols: Sequence[str] | None = None,
+    first: dt.date | None = None,
+    last: dt.date | None = None,
+) -> PortfolioData:
+    """The same from `market.minute_bars`: rebalancing every so many minutes of the regular session.
+
+    Args:
+        warehouse: holds `market.minute_bars` and, for splits and dividends, `market.bars`.
+        minutes: of a period. Row T is the end of a period, New York time: what is decided then is traded at the open of the next
+            one, also when that is the next morning's.
+        symbols: assets in this order; all, by name, when None.
+        first, last: sessions that are read.
+
+    Raises:
+        DatasetError: no minute bars, or a session of them without its daily bar.
+        SeriesError: an unknown symbol, or impossible prices.
+    """
+    if not 1 <= minutes <= SESSION_MINUTES:
+        raise DatasetError(f"minutes = {minutes}: a period has 1 to {SESSION_MINUTES} of them")
+    specs = (market_tables.MINUTE_BARS, market_tables.BARS)
+    snapshots = {spec.name: warehouse.snapshot_id(spec) for spec in specs}
+    read = {spec.name: warehouse.read(spec, first, last, snapshot_id=snapshots[spec.name]) for spec in specs}
+    bars, daily = (read[spec.name] for spec in specs)
+    if not bars.num_rows:
+        raise DatasetError(
+            f"market/minute_bars holds no bar from {first or 'the beginning'} to {last or 'today'}: the source has none, or "
+            "ingest_job has not brought them in"
+        )
+    rows = query(
+        MINUTE_SQL,
+        {"minutes": bars, "daily": daily.select(["symbol", "session", "dividend", "split_factor"])},
+        {"width": minutes},
+    )
+    if rows["split_factor"].null_count:
+        at = rows.filter(pc.is_null(rows["split_factor"])).slice(0, 1).to_pylist()[0]
+        raise DatasetError(
+            f"{at['symbol']} has minute bars on {at['session']:%Y-%m-%d} and no daily bar in market/bars, which knows splits and "
+            "dividends: ingest that session's bars"
+        )
+    known = sorted(set(rows["symbol"].to_pylist()))
+    if unknown := [symbol for symbol in symbols or () if symbol not in known]:
+        raise SeriesError(f"no minute bars of {', '.join(unknown)}; there are bars of {', '.join(known)}")
+    series = {}
+    for symbol in symbols or known:
+        mine = adjust_bars(rows.filter(pc.equal(rows["symbol"], symbol)))
+        series[symbol] = BarSeries(
+            symbol,
+            mine["session"].to_numpy().astype("datetime64[m]"),
+            **{name: np.ascontiguousarray(mine[name].to_numpy(), dtype=np.float64) for name in ARRAYS},
+        )
+    market = portfolio_market(series, periods_per_year=252.0 * SESSION_MINUTES / minutes)
+    sources = {name: ", ".join(sorted(set(table["source"].to_pylist()))) for name, table in read.items()}
     return PortfolioData(market, snapshots, sources)
 
 

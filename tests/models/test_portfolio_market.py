@@ -2,6 +2,8 @@
 
 import datetime as dt
 from collections.abc import Callable
+from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from quant_assets.environments.portfolio import (
+    PortfolioEpisodes,
     PortfolioMarket,
     PortfolioParameters,
     buy_and_hold,
@@ -22,7 +25,13 @@ from quant_assets.features import tables as feature_tables
 from quant_assets.market import tables as market_tables
 from quant_assets.market.series import SeriesError, bar_series
 from quant_assets.models.dataset import DatasetError
-from quant_assets.models.portfolio_market import portfolio_market, read_portfolio_market, split_market
+from quant_assets.models.portfolio_market import (
+    portfolio_market,
+    read_minute_portfolio_market,
+    read_portfolio_market,
+    split_market,
+)
+from quant_resources.calendar import TradingCalendar
 from quant_resources.iceberg import Warehouse
 from quant_resources.sources import BARS
 
@@ -234,3 +243,117 @@ def test_shuffled_sessions_are_those_of_the_sample(market: PortfolioMarket) -> N
     old, new = (m.next_return[:-2][held] for m in (market, mixed))
     assert new.mean() == pytest.approx(old.mean(), abs=2e-4)
     assert new.std() == pytest.approx(old.std(), rel=0.05)
+
+
+# -- minutes -------------------------------------------------------------------------------------------------------------
+
+DAYS = (dt.date(2014, 6, 5), dt.date(2014, 6, 6), dt.date(2014, 6, 9))
+
+
+@pytest.fixture
+def minute_warehouse(warehouse: Warehouse) -> Warehouse:
+    """Two symbols, three sessions of minutes; ACME splits 7 for 1 on the third, so its price falls by that."""
+    calendar = TradingCalendar(DAYS[0], DAYS[-1])
+    rng = np.random.default_rng(4)
+    minutes, daily = [], []
+    for symbol, start in (("ACME", 700.0), ("ZETA", 50.0)):
+        price = start
+        for number, day in enumerate(DAYS):
+            split = 7.0 if symbol == "ACME" and number == 2 else 1.0
+            price /= split
+            opening = dt.datetime.combine(day, dt.time(9, 30), ZoneInfo("America/New_York")).astimezone(
+                dt.UTC
+            )
+            for minute in range(390):
+                last, price = price, price * float(np.exp(rng.normal(0, 5e-4)))
+                ts = opening + dt.timedelta(minutes=minute)
+                minutes.append(
+                    {
+                        "symbol": symbol,
+                        "session": day,
+                        "ts": ts,
+                        "available_at": ts + dt.timedelta(minutes=1),
+                        "open": last,
+                        "high": max(last, price),
+                        "low": min(last, price),
+                        "close": price,
+                        "volume": 1000.0 * split,
+                        "source": "test",
+                    }
+                )
+            daily.append(
+                {
+                    "symbol": symbol,
+                    "session": day,
+                    "available_at": calendar.close(day),
+                    "open": price,
+                    "high": price,
+                    "low": price,
+                    "close": price,
+                    "volume": 1e6,
+                    "dividend": 0.0,
+                    "split_factor": split,
+                    "source": "test",
+                }
+            )
+    for spec, rows in ((market_tables.MINUTE_BARS, minutes), (market_tables.BARS, daily)):
+        names = [column.name for column in spec.columns]
+        table = pa.Table.from_pylist(
+            [{name: row.get(name) for name in names} for row in rows], schema=spec.arrow_schema
+        )
+        warehouse.write(spec, table, DAYS[0], DAYS[-1])
+    return warehouse
+
+
+def test_minutes_become_periods_that_are_known_at_their_end(minute_warehouse: Warehouse) -> None:
+    market = read_minute_portfolio_market(minute_warehouse, 30).market
+    assert market.symbols == ("ACME", "ZETA")
+    assert len(market) == 3 * 13
+    assert str(market.sessions[0]) == "2014-06-05T10:00", "New York time"
+    assert str(market.sessions[12]) == "2014-06-05T16:00"
+    assert market.periods_per_year == 252 * 13
+    # the split between the second and the third session is no move
+    assert np.abs(market.log_return[1:]).max() < 0.02
+    assert np.abs(market.next_return[:-2]).max() < 0.02
+    rows = minute_warehouse.read(market_tables.MINUTE_BARS).to_pandas()
+    zeta = rows[(rows.symbol == "ZETA") & (rows.session == DAYS[0])].sort_values("ts")
+    expected = (
+        zeta.open.iloc[60] / zeta.open.iloc[30] - 1
+    )  # decided at 10:00, traded at 10:00's open, until 10:30's
+    assert market.next_return[0, 1] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_portfolio_is_rebalanced_within_the_day(minute_warehouse: Warehouse) -> None:
+    market = read_minute_portfolio_market(minute_warehouse, 5, ["ZETA"]).market
+    episodes = PortfolioEpisodes(4, market, PortfolioParameters(look_back=10, episode_steps=50))
+    observation = episodes.reset(np.random.default_rng(0))
+    for _ in range(50):
+        done = episodes.step(np.zeros((4, 2)))
+        assert np.isfinite(done.observation).all()
+    assert observation.shape == (4, 10 * 2 + 1)
+    assert done.truncated
+
+
+def test_a_cut_of_the_minutes_leaves_what_was_known(minute_warehouse: Warehouse) -> None:
+    whole = read_minute_portfolio_market(minute_warehouse, 15).market
+    cut = read_minute_portfolio_market(minute_warehouse, 15, last=DAYS[1]).market
+    assert np.array_equal(whole.features[: len(cut)], cut.features)
+    assert np.array_equal(whole.volatility[: len(cut)], cut.volatility)
+
+
+def test_minutes_that_cannot_be_used_are_named(minute_warehouse: Warehouse, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="minutes = 0: a period has 1 to 390 of them"):
+        read_minute_portfolio_market(minute_warehouse, 0)
+    with pytest.raises(SeriesError, match="no minute bars of NOPE; there are bars of ACME, ZETA"):
+        read_minute_portfolio_market(minute_warehouse, 5, ["NOPE"])
+    with pytest.raises(DatasetError, match="market/minute_bars holds no bar from the beginning to today"):
+        read_minute_portfolio_market(Warehouse(tmp_path / "empty"), 5)
+    daily = minute_warehouse.read(market_tables.BARS)
+    minute_warehouse.write(
+        market_tables.BARS,
+        daily.filter(pc.not_equal(daily["session"], pa.scalar(DAYS[1]))),
+        DAYS[0],
+        DAYS[-1],
+    )
+    with pytest.raises(DatasetError, match="ACME has minute bars on 2014-06-06 and no daily bar"):
+        read_minute_portfolio_market(minute_warehouse, 5)
