@@ -43,7 +43,7 @@ PROFILES: Mapping[str, Mapping[str, SacParameters]] = {
     "sac_execution": {
         "demo": replace(
             _SMALL,
-            learning_rate=5e-4,
+            learning_rate=2e-4,
             initial_alpha=0.01,
             target_entropy=-2.0,
             episodes=32,
