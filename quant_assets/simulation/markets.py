@@ -4,9 +4,9 @@ Belongs here: the step from simulated and real days to the arrays of `quant_asse
 not belong here: how a day is simulated (`intraday.py`), and what an agent does on it.
 
 The split is by position: days of one draw stand together and draws are spread evenly over the chains, so every tenth draw is a
-sample of the posterior. Of every ten, one stands for reality where there is none (`REAL`), four are imagination's
-(`IMAGINED`), one judges policies while they train (`VALIDATION`), one compares challenger and champion (`GATE`), and three
-are seen by backtests alone (`UNSEEN`).
+sample of the posterior. Of every ten, one stands for reality where there is none (`real`), four are imagination's
+(`imagined`), one judges policies while they train (`validation`), one compares challenger and champion (`gate`), and three
+are seen by backtests alone (`unseen`).
 """
 
 from __future__ import annotations
