@@ -143,9 +143,8 @@ def test_a_wrong_configuration_fails_with_its_reason_and_changes_nothing(
     job = chain.defs.resolve_job_def("backtest_job").get_subset(
         asset_selection={dg.AssetKey(["backtests", "sma_crossover"])}
     )
-    with (
-        dg.DagsterInstance.ephemeral() as instance
-    ):  # checks of a failed run stay open: not in the chain's log
+    # Checks of a failed run stay open: not in the chain's log.
+    with dg.DagsterInstance.ephemeral() as instance:
         result = job.execute_in_process(
             instance=instance,
             run_config={**QUIET, "ops": {"backtests__sma_crossover": {"config": config}}},

@@ -562,7 +562,7 @@ def _train(
             for row in agent.history[: len(agent.history) - logged[seed]]:
                 run.log(_metrics(seed, row), _step(row))
         yield from _judge_and_register(
-            context, config, registry, name, prepared, runs, agents, tasks, tags, run
+            context, config, registry, name, prepared, environment, runs, agents, tasks, tags, run
         )
 
 
@@ -580,6 +580,7 @@ def _judge_and_register(
     registry: ModelRegistry,
     name: str,
     prepared: _Prepared,
+    environment: "Episodes",
     runs: "list[SacParameters]",
     agents: "dict[int, TrainedAgent]",
     tasks: list[tuple[Any, ...]],
@@ -603,7 +604,6 @@ def _judge_and_register(
         name, chosen, count, agents[chosen].score, problem.score_unit, scores[chosen].mean(),
     )  # fmt: skip
 
-    environment = problem.episodes("real", 1)
     description = {
         "kind": "agent",
         "name": name,
@@ -762,9 +762,8 @@ def _judge(
         return gate.incomparable(f"{type(error).__name__}: {error}")
     mine, group = problem.scores(challenger.act, "gate"), problem.groups("gate")
     others, other_group = theirs.scores(other.act, "gate"), theirs.groups("gate")
-    if (
-        prepared.gate_block > 1
-    ):  # sessions that both can decide upon, and that the champion has not seen either
+    if prepared.gate_block > 1:
+        # Sessions that both can decide upon, and that the champion has not seen either.
         shared = np.intersect1d(group, other_group)
         shared = shared[shared > np.datetime64(champion.bundle["windows"]["in_sample_last"])]
         mine, others = mine[np.isin(group, shared)], others[np.isin(other_group, shared)]

@@ -6,10 +6,11 @@ environments, reading tables and files, the registry (`agent_assets.py`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -127,57 +128,59 @@ SEEDS: Mapping[str, Mapping[str, int]] = {
 Act = Callable[[np.ndarray], np.ndarray]
 
 
-class Problem(Protocol):
-    """Where an agent learns and where it is judged."""
+@dataclass(frozen=True)
+class Problem(ABC):
+    """Where an agent learns and where it is judged.
 
-    name: str
-    score_unit: str
+    Attributes:
+        name: of the agent.
+        score_unit: of `scores`.
+        terms: parameters that say what an action and an observation mean; the others are costs and rewards.
+        markets: by part of the days.
+        parameters: of the environment.
+    """
 
-    @property
-    def markets(self) -> Mapping[str, Any]:
-        """By part of the days."""
+    name: ClassVar[str]
+    score_unit: ClassVar[str]
+    terms: ClassVar[tuple[str, ...]]
 
+    markets: Mapping[str, Any]
+    parameters: Any
+
+    @abstractmethod
     def episodes(self, part: str, n: int) -> Episodes:
         """n episodes on a part of the days: real, imagined, validation, gate."""
 
+    @abstractmethod
     def scores(self, act: Act, part: str) -> np.ndarray:
         """What a policy gets on each path (or in each period) of a part, above is better; paired between policies."""
 
     def groups(self, part: str) -> np.ndarray:
         """What each score belongs to: the posterior draw of a path (paths of one draw are not independent), or the session."""
+        return self.markets[part].draw_id
 
-    def as_trained(self, parameters: Mapping[str, Any]) -> Problem:
+    def as_trained(self, parameters: Mapping[str, Any]) -> Self:
         """The same costs and rewards, with the actions and observations of a bundle's `parameters`: a policy means by an action what
-        it meant when it was trained.
+        it meant when it was trained. A portfolio's markets are those of the bundle already.
         """
+        trained = {name: parameters[name] for name in self.terms}
+        return replace(self, parameters=replace(self.parameters, **trained))
 
 
 @dataclass(frozen=True)
-class ExecutionProblem:
-    """Selling an order. Scores: minus the cost in basis points of the order, the market's own move left out.
+class ExecutionProblem(Problem):
+    """Selling an order. Scores: minus the cost in basis points of the order, the market's own move left out."""
 
-    Attributes:
-        markets: by part of the split.
-        parameters: of the environment.
-    """
+    name = "sac_execution"
+    score_unit = "bps of the order"
+    terms = ("minutes_per_decision", "max_pace")
 
     markets: Mapping[str, ExecutionMarket]
     parameters: ExecutionParameters
-    name: str = "sac_execution"
-    score_unit: str = "bps of the order"
 
     def episodes(self, part: str, n: int) -> ExecutionEpisodes:
         """See `Problem`."""
         return ExecutionEpisodes(self.markets[part], self.parameters, n)
-
-    def groups(self, part: str) -> np.ndarray:
-        """See `Problem`."""
-        return self.markets[part].draw_id
-
-    def as_trained(self, parameters: Mapping[str, Any]) -> ExecutionProblem:
-        """See `Problem`."""
-        terms = {name: parameters[name] for name in ("minutes_per_decision", "max_pace")}
-        return replace(self, parameters=replace(self.parameters, **terms))
 
     def scores(self, act: Act, part: str) -> np.ndarray:
         """See `Problem`."""
@@ -193,38 +196,26 @@ class ExecutionProblem:
 
 
 @dataclass(frozen=True)
-class MarketMakingProblem:
-    """Quoting both sides. Scores: dollars per session net of the penalty, the mid's moves left out.
+class MarketMakingProblem(Problem):
+    """Quoting both sides. Scores: dollars per session net of the penalty, the mid's moves left out."""
 
-    Attributes:
-        markets: by part of the split.
-        parameters: of the environment.
-    """
+    name = "sac_market_maker"
+    score_unit = "dollars a session"
+    terms = (
+        "max_depth",
+        "max_size",
+        "max_hedge_shares",
+        "inventory_scale_shares",
+        "wealth_scale_dollars",
+        "recent_fills_halflife_steps",
+    )
 
     markets: Mapping[str, MarketMakingMarket]
     parameters: MarketMakingParameters
-    name: str = "sac_market_maker"
-    score_unit: str = "dollars a session"
 
     def episodes(self, part: str, n: int) -> MarketMaking:
         """See `Problem`."""
         return MarketMaking(self.markets[part], self.parameters, n)
-
-    def groups(self, part: str) -> np.ndarray:
-        """See `Problem`."""
-        return self.markets[part].draw_id
-
-    def as_trained(self, parameters: Mapping[str, Any]) -> MarketMakingProblem:
-        """See `Problem`."""
-        names = (
-            "max_depth",
-            "max_size",
-            "max_hedge_shares",
-            "inventory_scale_shares",
-            "wealth_scale_dollars",
-        )
-        terms = {name: parameters[name] for name in (*names, "recent_fills_halflife_steps")}
-        return replace(self, parameters=replace(self.parameters, **terms))
 
     def scores(self, act: Act, part: str) -> np.ndarray:
         """See `Problem`."""
@@ -240,18 +231,17 @@ class MarketMakingProblem:
 
 
 @dataclass(frozen=True)
-class PortfolioProblem:
-    """Weights over assets and cash. Scores: log growth of each period in percent, net of costs.
-
-    Attributes:
-        markets: by part: real, validation, gate (the first sessions out of sample).
-        parameters: of training; judged over the whole window in one episode.
+class PortfolioProblem(Problem):
+    """Weights over assets and cash, judged over a whole window in one episode; the gate's is the first sessions out of sample.
+    Scores: log growth of each period in percent, net of costs.
     """
+
+    name = "sac_portfolio"
+    score_unit = "% a session"
+    terms = ("look_back", "mode", "gross_limit", "logit_scale")
 
     markets: Mapping[str, PortfolioMarket]
     parameters: PortfolioParameters
-    name: str = "sac_portfolio"
-    score_unit: str = "% a session"
 
     def episodes(self, part: str, n: int) -> PortfolioEpisodes:
         """See `Problem`. Parts that judge are one episode, however short or long they are."""
@@ -261,11 +251,6 @@ class PortfolioProblem:
     def groups(self, part: str) -> np.ndarray:
         """See `Problem`."""
         return self.markets[part].sessions[np.asarray(self.episodes(part, 1).decisions)]
-
-    def as_trained(self, parameters: Mapping[str, Any]) -> PortfolioProblem:
-        """See `Problem`. Its markets are those of the bundle already."""
-        terms = {name: parameters[name] for name in ("look_back", "mode", "gross_limit", "logit_scale")}
-        return replace(self, parameters=replace(self.parameters, **terms))
 
     def scores(self, act: Act, part: str) -> np.ndarray:
         """See `Problem`."""
