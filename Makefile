@@ -2,7 +2,7 @@
 PYTHON  ?= python3
 VENV    ?= .venv
 PIP_ARGS ?=
-EXTRAS  ?= dev,bench
+EXTRAS  ?= aws,bench,dev
 BIN     := $(VENV)/bin
 export QUANT_HOME ?= $(CURDIR)/.quant
 

@@ -72,6 +72,34 @@ class Settings(BaseSettings):
         "loky", description="Where parameter sets are simulated: processes, threads, or one after another."
     )
     compute_jobs: int = Field(-1, ge=-1, le=1024, description="Workers of that pool; -1 is one per core.")
+    endpoint_backend: Literal["local", "sagemaker"] = Field(
+        "local", description="Where endpoints run: supervised processes on this machine, or Amazon SageMaker."
+    )
+    endpoint_port: int | None = Field(
+        None,
+        ge=1024,
+        le=65535,
+        description="Port of the local endpoints on the loopback interface; unset: one that is free is chosen once and kept.",
+    )
+    promotion: Literal["auto", "approval"] = Field(
+        "auto",
+        description="Whether a challenger that passes its gate becomes champion by itself, or waits for a person (approve_job).",
+    )
+    sagemaker_role_arn: str | None = Field(
+        None, description="Role that SageMaker assumes to read the model and write captured requests."
+    )
+    sagemaker_image_uri: str | None = Field(
+        None, description="Image of the inference app in ECR (deploy/serving/Dockerfile)."
+    )
+    sagemaker_bucket: str | None = Field(
+        None, description="S3 bucket for models and captured requests, without s3://."
+    )
+    sagemaker_instance_type: str = Field("ml.m5.large", description="Instance type of the endpoints.")
+    sagemaker_prefix: str = Field(
+        "quant",
+        pattern=r"^[a-zA-Z0-9](-*[a-zA-Z0-9]){0,19}$",
+        description="Begins the names of everything that is created in the AWS account.",
+    )
     duckdb_threads: int = Field(2, ge=1, le=256, description="Threads of a DuckDB connection.")
     duckdb_memory_gib: float = Field(
         4.0, gt=0, allow_inf_nan=False, description="Memory limit of a DuckDB connection, GiB."
@@ -107,6 +135,13 @@ class Settings(BaseSettings):
                 raise ValueError("QUANT_SOURCE=files needs QUANT_FILES_DIR, the folder that holds bars/")
             if not self.files_dir.is_dir():
                 raise ValueError(f"QUANT_FILES_DIR={self.files_dir} is not a folder")
+        if self.endpoint_backend == "sagemaker":
+            for name in ("sagemaker_role_arn", "sagemaker_image_uri", "sagemaker_bucket"):
+                if getattr(self, name) is None:
+                    raise ValueError(
+                        f"QUANT_ENDPOINT_BACKEND=sagemaker needs {ENV_PREFIX}{name.upper()}. "
+                        f"{type(self).model_fields[name].description}"
+                    )
         if self.first_session and self.last_session and self.first_session > self.last_session:
             raise ValueError(
                 f"QUANT_FIRST_SESSION={self.first_session} lies after QUANT_LAST_SESSION={self.last_session}"
@@ -122,6 +157,11 @@ class Settings(BaseSettings):
     def signals_dir(self) -> Path:
         """Folder of the per-strategy signal CSVs."""
         return self.home / "signals"
+
+    @property
+    def endpoints_dir(self) -> Path:
+        """Folder of the local endpoints: bundles, state, captured requests, logs."""
+        return self.home / "endpoints"
 
     @property
     def reports_dir(self) -> Path:
