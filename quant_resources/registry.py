@@ -15,6 +15,7 @@ import functools
 import json
 import logging
 import os
+import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+# On a version: what its gate said (passed, failed, rolled_back), and whether a person lets it serve (true).
+GATE_TAG, APPROVED_TAG = "gate", "approved"
 EXPERIMENT = "quant-assets"
 
 
@@ -52,6 +55,24 @@ class ModelVersion:
     onnx: bytes
     bundle: dict[str, Any]
     run_id: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a version stands.
+
+    Attributes:
+        name, version: of the registered model.
+        alias: champion or challenger.
+        gate: what its gate said, '' before it said anything.
+        approved: whether a person lets it serve.
+    """
+
+    name: str
+    alias: str
+    version: int
+    gate: str
+    approved: bool
 
 
 @dataclass(frozen=True)
@@ -227,6 +248,77 @@ class ModelRegistry:
         if self._alias(version.name, CHALLENGER) == version.version:
             self.client.delete_registered_model_alias(version.name, CHALLENGER)
 
+    def decide(self, version: ModelVersion, passed: bool, reason: str, promotion: str) -> bool:
+        """What a gate's verdict leads to, and whether the version is champion now.
+
+        Args:
+            version: the challenger.
+            passed: the verdict.
+            reason: the verdict in a sentence.
+            promotion: `auto`: what passes becomes champion. `approval`: it waits for a person, except where there is no champion yet;
+                `approve` (approve_job) or the tag `approved` = `true` on the version lets it pass.
+        """
+        self.tag(version, GATE_TAG, "passed" if passed else "failed")
+        self.tag(version, "gate_reason", reason)
+        if passed and (promotion == "auto" or self._alias(version.name, CHAMPION) is None):
+            self.promote(version, reason)
+            return True
+        return False
+
+    def tag(self, version: ModelVersion, key: str, value: str) -> None:
+        """Write beside a version what became of it; MLflow shows it."""
+        self.client.set_model_version_tag(version.name, str(version.version), key, value[:5000])
+
+    def restore(self, name: str, version: int, instead_of: int, reason: str) -> None:
+        """Make an earlier version champion again, after its successor did not stand up to traffic.
+
+        The successor keeps no alias, so nothing deploys it again, and carries the reason.
+        """
+        self.client.set_registered_model_alias(name, CHAMPION, str(version))
+        self.client.set_model_version_tag(
+            name, str(version), "promotion_reason", f"restored: {reason}"[:5000]
+        )
+        self.client.set_model_version_tag(name, str(instead_of), GATE_TAG, "rolled_back")
+        self.client.set_model_version_tag(name, str(instead_of), "rolled_back", reason[:5000])
+
+    def version(self, name: str, number: int) -> ModelVersion:
+        """One version by its number.
+
+        Raises:
+            RegistryError: there is none, or it cannot be read.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_model_version(name, str(number))
+        except MlflowException as error:
+            raise RegistryError(f"model {name} has no version {number}: {error}") from error
+        return self._read(name, number, f"version {number}")
+
+    def standing(self) -> list[Standing]:
+        """Aliases and gates of all models, for sensors: it reads the store's SQLite file, because a tick shall not wait for the import
+        of MLflow. An empty list where there is no store yet.
+        """
+        store = self.home / "mlflow.db"
+        if not store.exists():
+            return []
+        with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=5)) as database:
+            if not database.execute(
+                "SELECT 1 FROM sqlite_master WHERE name = 'registered_model_aliases'"
+            ).fetchone():
+                return []
+            found = database.execute(
+                "SELECT alias.name, alias.alias, alias.version, "
+                "max(CASE WHEN tag.key = ? THEN tag.value END), max(CASE WHEN tag.key = ? THEN tag.value END) "
+                "FROM registered_model_aliases AS alias LEFT JOIN model_version_tags AS tag "
+                "ON tag.name = alias.name AND tag.version = alias.version GROUP BY 1, 2, 3 ORDER BY 1, 2",
+                (GATE_TAG, APPROVED_TAG),
+            ).fetchall()
+        return [
+            Standing(name, alias, int(version), gate or "", approved == "true")
+            for name, alias, version, gate, approved in found
+        ]
+
     def _alias(self, name: str, alias: str) -> int | None:
         from mlflow.exceptions import MlflowException
 
@@ -240,8 +332,9 @@ class ModelRegistry:
     def find(self, name: str, alias: str = CHAMPION) -> ModelVersion | None:
         """The version that carries `alias`, or None."""
         version = self._alias(name, alias)
-        if version is None:
-            return None
+        return None if version is None else self._read(name, version, alias)
+
+    def _read(self, name: str, version: int, alias: str) -> ModelVersion:
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 

@@ -305,7 +305,7 @@ def tear_sheets(warehouse: Warehouse, strategies: Sequence[str], store: TrialSto
             )
             if run["model_version"] > 1:
                 notes.append(
-                    f"It was chosen among {run['model_version']} versions by their log loss on sessions of this window; "
+                    f"It was chosen among {run['model_version']} versions by their Brier score on sessions of this window; "
                     "each of them counts as a trial."
                 )
         sheets.append(
@@ -341,7 +341,7 @@ def trials_of(strategy: str, store: TrialStore, model_version: int | None) -> tu
     """(trials, variance of their annual Sharpe ratios) that a strategy's Sharpe ratio is deflated by.
 
     Yardsticks are not chosen from anything. Each earlier version of a model counts as a trial more: the one that serves was
-    chosen among them by its out-of-sample log loss, on sessions that the backtest trades.
+    chosen among them by its out-of-sample Brier score, on sessions that the backtest trades.
     """
     if strategy in YARDSTICKS:
         return 1, None

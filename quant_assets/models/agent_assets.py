@@ -655,8 +655,7 @@ def _judge_and_register(
             "learning_curves.json": json.dumps({str(s): a.history for s, a in agents.items()}).encode(),
         },
     )
-    if verdict.promote:
-        registry.promote(version, verdict.reason)
+    promoted = registry.decide(version, verdict.promote, verdict.reason, settings().promotion)
     _clear([task[3] for task in tasks])
     context.log.info("%s version %d: %s", name, version.version, verdict.reason)
     yield dg.AssetCheckResult(
@@ -664,7 +663,7 @@ def _judge_and_register(
         passed=verdict.promote,
         severity=dg.AssetCheckSeverity.WARN,
         description=verdict.reason,
-        metadata={"version": version.version, "promoted": verdict.promote},
+        metadata={"version": version.version, "promoted": promoted},
     )
     histories = {seed: agent.history for seed, agent in agents.items()}
     images = {
@@ -690,7 +689,7 @@ def _judge_and_register(
         "hyperparameters": [{"name": k, "value": str(v)} for k, v in asdict(runs[0]).items() if k != "seed"],
         "lineage": [{"what": k, "value": v} for k, v in description["lineage"].items()],  # type: ignore[attr-defined]
     }
-    alias = "champion" if verdict.promote else "challenger"
+    alias = "champion" if promoted else "challenger"
     report = write_report(
         settings().reports_dir / "models" / f"{name}-v{version.version}.html",
         f"{name} version {version.version} ({alias})",

@@ -34,10 +34,15 @@ SUSPICIOUS_AUC_GAIN = 0.03
 
 
 class MlpConfig(dg.Config):
-    """Windows, hyperparameters and gate of an MLP; see `MlpParameters` and `make_windows`."""
+    """Windows, hyperparameters and gate of an MLP; see `MlpParameters` and `make_windows`.
+
+    `in_sample_sessions` keeps the newest sessions of the in-sample window alone: after a change of regime, what came long before
+    it teaches the wrong thing.
+    """
 
     in_sample_fraction: float = 0.4
     in_sample_last: str | None = None
+    in_sample_sessions: int | None = None
     validation_fraction: float = 0.2
     embargo_sessions: int = 5
     hidden_units: list[int] = [15]  # noqa: RUF012  # a pydantic field, copied per instance
@@ -65,7 +70,7 @@ def _checks(name: str, sentiment: bool) -> list[dg.AssetCheckSpec]:
             "gate",
             asset=asset,
             description="The challenger is better than the champion out of sample (lower end of the bootstrap interval "
-            "of the log loss improvement above 0); otherwise it stays challenger.",
+            "of the Brier score's improvement above 0); otherwise it stays challenger.",
         ),
     ]
     if sentiment:
@@ -148,6 +153,7 @@ def _train(
         dt.date.fromisoformat(config.in_sample_last) if config.in_sample_last else None,
         config.validation_fraction,
         config.embargo_sessions,
+        config.in_sample_sessions,
     )
     parts = {window: dataset.take(mask) for window, mask in dataset.masks(windows).items()}
     context.log.info(
@@ -221,15 +227,14 @@ def _train(
         tags=lineage,
         curves=_curves(model),
     )
-    if verdict.promote:
-        registry.promote(version, verdict.reason)
+    promoted = registry.decide(version, verdict.promote, verdict.reason, settings().promotion)
     context.log.info("%s version %d: %s", name, version.version, verdict.reason)
     yield dg.AssetCheckResult(
         check_name="gate",
         passed=verdict.promote,
         severity=dg.AssetCheckSeverity.WARN,
         description=verdict.reason,
-        metadata={"version": version.version, "promoted": verdict.promote},
+        metadata={"version": version.version, "promoted": promoted},
     )
     if "no_suspicious_sentiment_gain" in {spec.name for spec in context.assets_def.check_specs}:
         yield _sentiment_gain(dataset, windows, parameters, probability["out_of_sample"], weights)
@@ -255,7 +260,7 @@ def _train(
         "windows": [{"bound": k, "session": str(v)} for k, v in asdict(windows).items()],
         "lineage": [{"what": k, "value": v} for k, v in lineage.items()],
     }
-    alias = "champion" if verdict.promote else "challenger"
+    alias = "champion" if promoted else "challenger"
     report = write_report(
         settings().reports_dir / "models" / f"{name}-v{version.version}.html",
         f"{name} version {version.version} ({alias})",

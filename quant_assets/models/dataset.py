@@ -46,6 +46,7 @@ def make_windows(
     in_sample_last: dt.date | None = None,
     validation_fraction: float = 0.2,
     embargo_sessions: int = 5,
+    in_sample_sessions: int | None = None,
 ) -> Windows:
     """Cut the sessions into train, validation and out-of-sample.
 
@@ -55,6 +56,7 @@ def make_windows(
         in_sample_last: last in-sample session, instead of the fraction.
         validation_fraction: last share of the in-sample sessions.
         embargo_sessions: sessions left out on top of purging before validation and before out-of-sample.
+        in_sample_sessions: how many of the in-sample sessions are used, the newest ones; None: all.
 
     Raises:
         DatasetError: too few sessions for three windows.
@@ -68,16 +70,17 @@ def make_windows(
         cut = int(len(sessions) * in_sample_fraction)
     else:
         cut = sum(s <= in_sample_last for s in sessions)
-    validation = int(cut * (1 - validation_fraction))
+    start = 0 if in_sample_sessions is None else max(cut - in_sample_sessions, 0)
+    validation = start + int((cut - start) * (1 - validation_fraction))
     out_of_sample = cut + embargo_sessions
-    if validation - embargo_sessions < 20 or out_of_sample >= len(sessions) or cut - validation < 5:
+    if validation - start - embargo_sessions < 20 or out_of_sample >= len(sessions) or cut - validation < 5:
         raise DatasetError(
-            f"{len(sessions)} labelled sessions are too few: {validation - embargo_sessions} to train, "
+            f"{len(sessions)} labelled sessions are too few: {validation - start - embargo_sessions} to train, "
             f"{cut - validation} to validate, {len(sessions) - out_of_sample} out of sample "
             "(at least 20, 5 and 1 are needed). Materialize a longer range of features and labels."
         )
     return Windows(
-        train_first=sessions[0],
+        train_first=sessions[start],
         train_last=sessions[validation - 1],
         validation_first=sessions[validation],
         in_sample_last=sessions[cut - 1],

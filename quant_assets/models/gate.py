@@ -10,7 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant_assets.models.evaluation import Interval, log_loss, mean_interval, session_resamples
+from quant_assets.models.evaluation import (
+    BLOCK_SESSIONS,
+    Interval,
+    brier,
+    mean_interval,
+    session_resamples,
+)
+
+# A block outlasts the five sessions that a label looks ahead; fewer than four blocks resampled give an interval of no width,
+# which every difference would clear.
+SHORTEST_BLOCK = 6
+FEWEST_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -20,7 +31,7 @@ class Verdict:
     Attributes:
         promote: whether the challenger becomes champion.
         reason: why, in a sentence with the numbers.
-        improvement: champion's log loss less the challenger's, nats per row (above 0: the challenger is better).
+        improvement: mean difference in what is compared (above 0: the challenger is better).
     """
 
     promote: bool
@@ -46,7 +57,7 @@ def judge(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Verdict:
-    """Compare on the same out-of-sample rows by log loss, averaged over both outputs.
+    """Compare on the same out-of-sample rows by the Brier score, averaged over both outputs.
 
     The challenger is promoted when the lower end of the improvement's bootstrap interval is above 0: a difference
     that noise explains does not move production.
@@ -54,7 +65,7 @@ def judge(
     Args:
         y: shape (rows, 2).
         challenger, champion: probabilities, shape (rows, 2), on the same rows, which neither was trained on.
-        session: shape (rows,); resampled in blocks.
+        session: shape (rows,); resampled in blocks of an eighth of them, 6 to 20 sessions.
         confidence: of the two-sided interval.
         seed: of the bootstrap.
     """
@@ -62,10 +73,19 @@ def judge(
         return Verdict(
             False, "no out-of-sample rows that neither model has seen: the challenger stays challenger"
         )
-    difference = (log_loss(y, champion) - log_loss(y, challenger)).mean(axis=1)
-    improvement = mean_interval(difference, session_resamples(session, seed), confidence)
+    sessions = len(np.unique(session))
+    block = min(max(sessions // 8, SHORTEST_BLOCK), BLOCK_SESSIONS)
+    if sessions < FEWEST_BLOCKS * block:
+        return Verdict(
+            False,
+            f"{sessions} unseen sessions are too few to judge by ({FEWEST_BLOCKS * block} are needed): the challenger stays challenger",
+        )
+    difference = (brier(y, champion) - brier(y, challenger)).mean(axis=1)
+    improvement = mean_interval(
+        difference, session_resamples(session, seed, block_sessions=block), confidence
+    )
     numbers = (
-        f"log loss improves by {improvement.value:+.5f} nats "
+        f"Brier score improves by {improvement.value:+.5f} "
         f"[{improvement.low:+.5f}, {improvement.high:+.5f}] at {confidence:.0%} on {len(y)} unseen rows"
     )
     if improvement.low > 0:
@@ -96,6 +116,12 @@ def judge_scores(
     """
     if not len(challenger):
         return Verdict(False, "nothing that neither agent has seen: the challenger stays challenger")
+    if block > 1 and len(np.unique(group)) < FEWEST_BLOCKS * block:
+        return Verdict(
+            False,
+            f"{len(np.unique(group))} unseen periods are too few to judge by ({FEWEST_BLOCKS * block} are needed): the challenger "
+            "stays challenger",
+        )
     improvement = mean_interval(
         challenger - champion,
         session_resamples(group, seed, block_sessions=block),

@@ -103,6 +103,17 @@ def test_equal_worse_and_unproven_challengers_stay_challengers() -> None:
     assert not gate.judge(y[:0], champion[:0], champion[:0], session[:0]).promote
 
 
+def test_a_handful_of_sessions_decides_nothing() -> None:
+    """Resampling one or two blocks gives an interval of hardly any width, which every difference would clear."""
+    y, challenger, champion, session = _probabilities(3, edge=0.9)
+    few = session < 20
+    verdict = gate.judge(y[few], challenger[few], champion[few], session[few])
+    assert not verdict.promote
+    assert "20 unseen sessions are too few to judge by (24 are needed)" in verdict.reason
+    some = session < 24
+    assert gate.judge(y[some], y[some], champion[some], session[some]).promote
+
+
 def test_noise_is_promoted_no_more_often_than_the_interval_allows() -> None:
     """Challenger and champion equally good: the lower end of a 95 % interval is above 0 in about 2.5 % of the cases."""
     promoted = 0

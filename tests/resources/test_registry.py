@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from quant_resources.registry import CHALLENGER, CHAMPION, ModelRegistry, RegistryError, git_commit
+from quant_resources.registry import (
+    APPROVED_TAG,
+    CHALLENGER,
+    CHAMPION,
+    ModelRegistry,
+    RegistryError,
+    git_commit,
+)
 
 # Not text, and with the line ends that a text mode would change.
 ONNX = bytes(range(256)) + b"\r\n\x00\n"
@@ -193,3 +200,39 @@ def test_git_commit_is_the_commit_of_this_checkout() -> None:
     commit = git_commit()
     assert len(commit.removesuffix("-dirty")) == 40
     assert set(commit.removesuffix("-dirty")) <= set("0123456789abcdef")
+
+
+def test_the_standing_of_versions_is_read_without_mlflow_and_says_what_mlflow_says(
+    registry: ModelRegistry, name: str, tmp_path: Path
+) -> None:
+    assert ModelRegistry(tmp_path).standing() == []
+
+    def standing() -> dict[str, tuple[int, str, bool]]:
+        return {s.alias: (s.version, s.gate, s.approved) for s in registry.standing() if s.name == name}
+
+    first, second = register(registry, name), register(registry, name)
+    assert registry.decide(first, True, "the first", "approval")  # somebody has to serve
+    assert not registry.decide(second, True, "better", "approval")
+    assert standing() == {CHAMPION: (1, "passed", False), CHALLENGER: (2, "passed", False)}
+    registry.tag(second, APPROVED_TAG, "true")
+    assert standing()[CHALLENGER] == (2, "passed", True)
+    assert registry.decide(second, True, "better", "auto")
+    assert standing() == {CHAMPION: (2, "passed", True)}
+    assert not registry.decide(register(registry, name), False, "not better", "auto")
+    assert standing()[CHALLENGER] == (3, "failed", False)
+
+
+def test_a_champion_that_did_not_stand_up_to_traffic_gives_its_place_back(
+    registry: ModelRegistry, name: str
+) -> None:
+    first, second = register(registry, name), register(registry, name, b"second")
+    registry.promote(first, "the first")
+    registry.promote(second, "better")
+    registry.restore(name, first.version, second.version, "5 answers of 500 under canary")
+    assert registry.champion(name).version == 1
+    assert {s.alias for s in registry.standing() if s.name == name} == {CHAMPION}
+    tags = registry.client.get_model_version(name, "2").tags
+    assert (tags["gate"], tags["rolled_back"]) == ("rolled_back", "5 answers of 500 under canary")
+    assert registry.version(name, 2).onnx == b"second"
+    with pytest.raises(RegistryError, match="has no version 7"):
+        registry.version(name, 7)
