@@ -7,10 +7,10 @@ BIN     := $(VENV)/bin
 export QUANT_HOME ?= $(CURDIR)/.quant
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain posterior calibrate agents backtest test lint format dev mlflow bench clean
+.PHONY: help setup demo chain posterior calibrate agents backtest deploy endpoints drift-demo test lint format dev mlflow bench clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-9s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The stamp depends on what decides the environment, so a changed lock installs again and nothing else does.
 $(VENV)/.installed: pyproject.toml requirements.lock
@@ -40,6 +40,15 @@ agents: $(VENV)/.installed ## train and judge the execution, market-making and p
 
 backtest: $(VENV)/.installed ## parameter sweep, every trading rule's backtest, tear sheets (agents: make agents)
 	@$(BIN)/python -m quant_assets.launch backtest_job
+
+deploy: $(VENV)/.installed ## put the champions behind their endpoints: preflight, canary, all traffic (CONFIG=run.yaml)
+	@$(BIN)/python -m quant_assets.launch deploy_job $(if $(CONFIG),--config $(CONFIG))
+
+endpoints: $(VENV)/.installed ## what the endpoints on this machine are doing (DO=stop ends them, DO=start brings them back)
+	@$(BIN)/python -m quant_resources.endpoints $(or $(DO),status)
+
+drift-demo: $(VENV)/.installed ## from model to endpoint and back: drift, redeployment, rollback and kills under traffic
+	@$(BIN)/python -m quant_assets.drift_demo
 
 test: $(VENV)/.installed ## run the tests (PYTEST_ARGS="-k bars" narrows)
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from jobs.deployment import ENDPOINTS
 from jobs.training import AGENTS
 from quant_assets.partitions import BRINGS_FEATURES_TAG
 
@@ -12,9 +13,15 @@ ingest_job = dg.define_asset_job(
     executor_def=dg.in_process_executor,
 )
 
+# What endpoints answered is no part of the past that a range of sessions brings in.
+CAPTURED = dg.AssetSelection.assets("serving/captured_requests")
+
 chain_job = dg.define_asset_job(
     "chain_job",
-    selection=dg.AssetSelection.groups("market", "features", "models", "serving") - AGENTS,
+    selection=dg.AssetSelection.groups("market", "features", "models", "serving")
+    - AGENTS
+    - ENDPOINTS
+    - CAPTURED,
     description="The main job: the whole chain for a range of sessions, from raw data to signals of that range.",
     tags={BRINGS_FEATURES_TAG: "true"},
     executor_def=dg.in_process_executor,

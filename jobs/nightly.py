@@ -5,14 +5,17 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
+from jobs.deployment import ENDPOINTS
 from quant_assets.partitions import BRINGS_FEATURES_TAG, CALENDAR, FIRST_SESSION, LAST_SESSION
 from quant_resources.calendar import NEW_YORK
 
 daily_signals_job = dg.define_asset_job(
     "daily_signals_job",
-    selection=dg.AssetSelection.groups("market", "features", "serving")
-    - dg.AssetSelection.assets("market/securities"),
-    description="One session: bars and news in, features computed and proved, live signals out.",
+    selection=dg.AssetSelection.groups("market", "features", "serving", "monitoring")
+    - dg.AssetSelection.assets("market/securities")
+    - ENDPOINTS,
+    description="One session: bars and news in, features computed and proved, live signals out (from the deployed endpoints, or from the "
+    "registered champions where those are down), captured requests in, drift measured.",
     tags={BRINGS_FEATURES_TAG: "true"},
     # Small steps: in one process a night takes seconds, with a process per step most of it is starting processes.
     executor_def=dg.in_process_executor,

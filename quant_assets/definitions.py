@@ -17,7 +17,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-from jobs import backtests, ingest, maintenance, nightly, posterior, training  # noqa: E402
+from jobs import backtests, deployment, ingest, maintenance, nightly, posterior, training  # noqa: E402
 from quant_assets.backtests import agent_assets as agent_backtest_assets  # noqa: E402
 from quant_assets.backtests import assets as backtest_assets  # noqa: E402
 from quant_assets.features import assets as feature_assets  # noqa: E402
@@ -28,22 +28,27 @@ from quant_assets.market import checks as market_checks  # noqa: E402
 from quant_assets.market import tables as market_tables  # noqa: E402
 from quant_assets.models import agent_assets  # noqa: E402
 from quant_assets.models import assets as model_assets  # noqa: E402
+from quant_assets.monitoring import assets as monitoring_assets  # noqa: E402
+from quant_assets.monitoring import tables as monitoring_tables  # noqa: E402
 from quant_assets.partitions import settings  # noqa: E402
 from quant_assets.posterior import assets as posterior_assets  # noqa: E402
 from quant_assets.serving import assets as serving_assets  # noqa: E402
+from quant_assets.serving import endpoint_assets  # noqa: E402
 from quant_assets.serving import tables as serving_tables  # noqa: E402
 from quant_assets.simulation import assets as simulation_assets  # noqa: E402
 from quant_assets.simulation import transition_assets  # noqa: E402
 from quant_assets.table_checks import stored_table_check  # noqa: E402
 from quant_resources.alerts import LogAlerts  # noqa: E402
 from quant_resources.compute import Compute  # noqa: E402
+from quant_resources.endpoints import open_endpoints  # noqa: E402
 from quant_resources.iceberg import TableSpec, Warehouse  # noqa: E402
 from quant_resources.io_manager import IcebergIOManager  # noqa: E402
 from quant_resources.registry import ModelRegistry  # noqa: E402
 from quant_resources.sources import open_source  # noqa: E402
-from sensors import automation, failures  # noqa: E402
+from sensors import automation, drift, failures  # noqa: E402
+from sensors import endpoints as endpoint_sensors  # noqa: E402
 
-TABLE_MODULES = (market_tables, feature_tables, serving_tables)
+TABLE_MODULES = (market_tables, feature_tables, serving_tables, monitoring_tables)
 ASSET_MODULES = (
     market_assets,
     feature_assets,
@@ -55,6 +60,8 @@ ASSET_MODULES = (
     backtest_assets,
     agent_backtest_assets,
     serving_assets,
+    endpoint_assets,
+    monitoring_assets,
 )
 CHECK_MODULES = (market_checks, feature_checks)
 
@@ -74,7 +81,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
 
     Args:
         resource_overrides: resources that replace those of the deployment by name (`warehouse`, `source`,
-            `registry`, `compute`, `alerts`, `io_manager`); tests pass a temporary warehouse here.
+            `registry`, `endpoints`, `compute`, `alerts`, `io_manager`); tests pass a temporary warehouse here.
     """
     config = settings()
     overrides = dict(resource_overrides or {})
@@ -101,15 +108,28 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
             training.train_job,
             training.train_agents_job,
             backtests.backtest_job,
+            deployment.deploy_job,
+            deployment.redeploy_job,
+            deployment.rollback_job,
+            deployment.restart_endpoint_job,
+            deployment.approve_job,
+            deployment.teardown_job,
             nightly.daily_signals_job,
             maintenance.maintenance_job,
         ],
         schedules=[nightly.daily_signals_schedule, maintenance.maintenance_schedule],
-        sensors=[failures.run_failure_sensor, automation.feature_automation],
+        sensors=[
+            failures.run_failure_sensor,
+            automation.feature_automation,
+            drift.model_drift_sensor,
+            endpoint_sensors.endpoint_health_sensor,
+            endpoint_sensors.new_champion_sensor,
+        ],
         resources={
             "warehouse": warehouse,
             "source": source,
             "registry": ModelRegistry(config.home),
+            "endpoints": open_endpoints(config),
             "compute": Compute(config.compute_backend, config.compute_jobs),
             "alerts": LogAlerts(alerts_file=str(config.home / "alerts.jsonl")),
             "io_manager": IcebergIOManager(warehouse, tables),

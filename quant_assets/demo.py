@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
     from quant_resources.iceberg import Warehouse
+    from quant_resources.settings import Settings
 
 NIGHTS = 5
 DEMO_DATASETS = 24
@@ -74,6 +75,9 @@ def main() -> int:
         print("\nBacktests: parameter sweep, every strategy, tear sheets (backtest_job)")
         if not run_job(defs, instance, "backtest_job", tags={}):
             return 1
+        print("\nEndpoints: the champions answer on this machine (deploy_job)")
+        if not run_job(defs, instance, "deploy_job", tags={}):
+            return 1
         schedule = defs.resolve_schedule_def("daily_signals_schedule")
         repository = defs.get_repository_def()
         for session in CALENDAR.sessions(until + dt.timedelta(days=1), LAST_SESSION):
@@ -97,6 +101,7 @@ def main() -> int:
             if decision.skip_message:
                 print(f"\nNight of {session}: skipped, {decision.skip_message}")
         _summary()
+        _ask(settings)
     print(
         f"\nDone in {time.monotonic() - started:.0f} s. Look at it: make dev   (QUANT_HOME={settings.home})"
     )
@@ -154,6 +159,29 @@ def _summary() -> None:
     print(f"Reports        {settings().reports_dir}/index.html")
     print("Plots          on each asset's page in the Dagster UI (make dev)")
     print("Models         make mlflow")
+
+
+def _ask(settings: Settings) -> None:
+    """Sell a thousand shares by the execution endpoint, as a client would; then end the endpoints that the demo started."""
+    from quant_assets.partitions import CALENDAR, LAST_SESSION
+    from quant_resources.endpoints import open_endpoints
+
+    assert LAST_SESSION is not None
+    endpoints = open_endpoints(settings)
+    endpoint = endpoints.endpoint("execution")
+    status = endpoint.status()
+    start = CALENDAR.opens(LAST_SESSION).isoformat()
+    order = {"ticker": "AAPL", "shares": 1000, "horizon_minutes": 390, "start": start}
+    answer = endpoint.invoke(json.dumps(order).encode())
+    print(f"\nEndpoint {status.name}, {status.model} v{status.model_version}: {json.dumps(order)}")
+    plan = json.loads(answer.body)
+    costs = ", ".join(f"{name} {bps:.2f}" for name, bps in plan["expected_cost_bps"].items())
+    hours = [sum(s["shares"] for s in plan["schedule"][i : i + 60]) for i in range(0, 390, 60)]
+    print(f"  shares by hour {hours}, expected cost in bps: {costs}")
+    endpoints.stop()
+    print(
+        "  The endpoints are stopped with the demo; make endpoints DO=start brings them back, as does make dev."
+    )
 
 
 def _too_young(symbol: str) -> str:

@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,9 +49,20 @@ def run_job(
     job_name: str,
     tags: dict[str, str],
     partition_key: str | None = None,
-    ops: dict[str, dict[str, object]] | None = None,
+    ops: Mapping[str, Mapping[str, object]] | None = None,
+    run_config: Mapping[str, object] | None = None,
+    only: Sequence[str] = (),
 ) -> bool:
-    """Run a job in this process and print each step as it ends; `ops` holds the config of assets by op name."""
+    """Run a job in this process and print each step as it ends.
+
+    Args:
+        defs, instance: where.
+        job_name: what.
+        tags, partition_key: of the run.
+        ops: config of assets and ops by op name.
+        run_config: the whole config as Dagster takes it, beside `ops`.
+        only: of the job's assets, `layer/name`; all when empty.
+    """
     run_id = str(uuid.uuid4())
     started: dict[str, float] = {}
     told: dict[str, float] = {}
@@ -116,8 +127,15 @@ def run_job(
             )
 
     instance.add_event_listener(run_id, progress)
-    result = defs.resolve_job_def(job_name).execute_in_process(
-        run_config={**QUIET, "ops": {name: {"config": config} for name, config in (ops or {}).items()}},
+    job = defs.resolve_job_def(job_name)
+    if only:
+        job = job.get_subset(asset_selection={dg.AssetKey(key.split("/")) for key in only})
+    config: dict[str, object] = {**QUIET, **(run_config or {})}
+    if ops:
+        given = config.get("ops") or {}
+        config["ops"] = {**given, **{name: {"config": values} for name, values in ops.items()}}  # type: ignore[dict-item]
+    result = job.execute_in_process(
+        run_config=config,
         instance=instance,
         tags=tags,
         partition_key=partition_key,
@@ -148,7 +166,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--symbols", help="comma-separated symbols of a job that runs per symbol (default: all)"
     )
+    parser.add_argument("--config", type=Path, help="run config as the UI's launchpad takes it, YAML or JSON")
+    parser.add_argument(
+        "--only", help="comma-separated assets of the job (default: all), such as models/mlp_technical"
+    )
     options = parser.parse_args(arguments)
+    run_config: dict[str, object] = {}
+    if options.config:
+        import yaml
+
+        try:
+            run_config = yaml.safe_load(options.config.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            print(f"--config {options.config}: {error}", file=sys.stderr)
+            return 2
+    only = [key.strip() for key in options.only.split(",")] if options.only else []
     try:
         settings = load_settings()
         ensure_home(settings)
@@ -175,16 +207,20 @@ def main(arguments: list[str] | None = None) -> int:
     job = defs.resolve_job_def(options.job)
     with open_instance(settings) as instance:
         if isinstance(job.partitions_def, dg.DynamicPartitionsDefinition):
-            return _run_per_symbol(defs, instance, options.job, options.symbols)
+            return _run_per_symbol(defs, instance, options.job, options.symbols, run_config)
         tags = {}
         if job.partitions_def is not None:
             print(f"{options.job}, {sessions[0]} to {sessions[-1]} ({len(sessions)} sessions, one run)")
             tags = dict(zip(RANGE_TAGS, (sessions[0].isoformat(), sessions[-1].isoformat()), strict=True))
-        return 0 if run_job(defs, instance, options.job, tags) else 1
+        return 0 if run_job(defs, instance, options.job, tags, run_config=run_config, only=only) else 1
 
 
 def _run_per_symbol(
-    defs: dg.Definitions, instance: dg.DagsterInstance, job_name: str, wanted: str | None
+    defs: dg.Definitions,
+    instance: dg.DagsterInstance,
+    job_name: str,
+    wanted: str | None,
+    run_config: Mapping[str, object],
 ) -> int:
     """One run per symbol; a symbol that fails does not keep the others from running."""
     from quant_assets.partitions import SYMBOLS
@@ -201,7 +237,7 @@ def _run_per_symbol(
     failed = []
     for symbol in symbols:
         print(f"{job_name}, {symbol}", flush=True)
-        if not run_job(defs, instance, job_name, {}, partition_key=symbol):
+        if not run_job(defs, instance, job_name, {}, partition_key=symbol, run_config=run_config):
             failed.append(symbol)
     if failed:
         print(

@@ -11,8 +11,7 @@ import datetime as dt
 import pyarrow as pa
 
 from quant_assets.features.tables import SENTIMENT_PERIODS
-from quant_assets.features.technical import calendar_table
-from quant_resources.calendar import TradingCalendar
+from quant_assets.features.technical import Sessions, calendar_table
 from quant_resources.duckdb import query
 
 BARS_BACK = max(SENTIMENT_PERIODS) - 1
@@ -56,7 +55,7 @@ SQL = _sql()
 
 
 def sentiment_features(
-    news: pa.Table, bars: pa.Table, calendar: TradingCalendar, first: dt.date, last: dt.date, source: str
+    news: pa.Table, bars: pa.Table, calendar: Sessions, first: dt.date, last: dt.date, source: str
 ) -> pa.Table:
     """Relevance-weighted entity sentiment of every bar in `first`..`last`, and its means over 1..16 sessions.
 

@@ -10,12 +10,13 @@ Prices of earlier bars are brought into the units of the row's own session (`mar
 from __future__ import annotations
 
 import datetime as dt
+from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from quant_assets.features.tables import ROC_PERIODS, SMA_PERIODS
 from quant_assets.market.adjustment import STEP_SQL, past_factor_sql
-from quant_resources.calendar import TradingCalendar
 from quant_resources.duckdb import query
 
 BARS_BACK = 20
@@ -29,13 +30,28 @@ VOLATILITY_BARS = 20
 EQUAL_WITHIN = 1e-12
 
 
-def calendar_table(calendar: TradingCalendar, first: dt.date, last: dt.date) -> pa.Table:
+class Sessions(Protocol):
+    """What features need to know of the exchange: `TradingCalendar`, or the hours that an endpoint has."""
+
+    def sessions(self, first: dt.date, last: dt.date) -> list[dt.date]:
+        """Sessions of a range, both ends included, in order."""
+        ...
+
+    def ordinal(self, session: dt.date) -> int:
+        """Position of a session; differences count sessions."""
+        ...
+
+
+def calendar_table(calendar: Sessions, first: dt.date, last: dt.date) -> pa.Table:
     """Sessions of a range with their position on the calendar, for counting sessions in SQL."""
     sessions = calendar.sessions(first, last)
+    days = np.array(sessions, "datetime64[D]").astype(np.int32)
+    positions = np.array([calendar.ordinal(s) for s in sessions], np.int64)
+    # By buffers: pa.array would load pandas, which an endpoint does without.
     return pa.table(
         {
-            "session": pa.array(sessions, pa.date32()),
-            "position": pa.array([calendar.ordinal(s) for s in sessions], pa.int64()),
+            "session": pa.Array.from_buffers(pa.date32(), len(days), [None, pa.py_buffer(days)]),
+            "position": pa.Array.from_buffers(pa.int64(), len(days), [None, pa.py_buffer(positions)]),
         }
     )
 
@@ -112,7 +128,7 @@ ORDER BY symbol, session
 SQL = _sql()
 
 
-def technical_features(bars: pa.Table, calendar: TradingCalendar, first: dt.date, last: dt.date) -> pa.Table:
+def technical_features(bars: pa.Table, calendar: Sessions, first: dt.date, last: dt.date) -> pa.Table:
     """Indicators of every symbol and session in `first`..`last`, known at that session's close.
 
     Args:

@@ -5,6 +5,7 @@ Belongs here: the Dagster face. Does not belong here: the decision rule (`signal
 
 import datetime as dt
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import pyarrow as pa
@@ -14,6 +15,7 @@ from quant_assets.models.inference import inputs_of, model_rows, require_same_fe
 from quant_assets.partitions import CALENDAR, SESSIONS, run_sessions, settings
 from quant_assets.presentation import data_version, figure_markdown, markdown_table, show
 from quant_assets.serving import tables
+from quant_assets.serving.asking import ask_signals, endpoint_name
 from quant_assets.serving.signals import (
     follow,
     make_portfolio_signals,
@@ -22,9 +24,15 @@ from quant_assets.serving.signals import (
     write_signal_files,
 )
 from quant_assets.strategies.mlp_long_short import MlpLongShort, MlpSentimentLongShort
+from quant_resources.endpoints import EndpointError, Endpoints
 from quant_resources.iceberg import Warehouse
 from quant_resources.io_manager import table_metadata
 from quant_resources.registry import ModelRegistry, ModelVersion
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from quant_assets.models.mlp import OnnxMlp
 
 GROUP = "serving"
 OWNERS = ["team:trading"]
@@ -32,6 +40,8 @@ OWNERS = ["team:trading"]
 STRATEGIES = (MlpLongShort, MlpSentimentLongShort)
 PORTFOLIO = "sac_portfolio"  # registered model and strategy
 WEIGHTS_CHECK = "portfolio_weights"
+# A run over more sessions than this fills in the past: the registered champion is asked, and no endpoint is loaded with history.
+LIVE_SESSIONS = 31
 
 
 class LiveSignalConfig(dg.Config):
@@ -53,7 +63,8 @@ class LiveSignalConfig(dg.Config):
     group_name=GROUP,
     description="What each strategy would do at the next open, one row per strategy and symbol: probabilities or portfolio weight, "
     "side, target (shares), bracket (percent), model version, snapshots. Known at the session's close. Also as CSV, "
-    "one file per strategy and session. Sessions that the champion was trained on have none, and before an agent is trained "
+    "one file per strategy and session. The classifiers' deployed endpoints are asked; where one is down, the registered champion is, and "
+    "the row says so (served_by). Sessions that the champion was trained on have none, and before an agent is trained "
     "the portfolio has none. Where the portfolio fails, the classifiers' rows are written all the same and the check "
     "portfolio_weights says why.",
     partitions_def=SESSIONS,
@@ -65,10 +76,11 @@ class LiveSignalConfig(dg.Config):
     deps=[
         *(dg.AssetKey(["models", model]) for model in (strategy.model for strategy in STRATEGIES) if model),
         dg.AssetKey(["models", PORTFOLIO]),
+        dg.AssetKey(["serving", "signal_endpoint"]),
     ],
     kinds={"onnx", "iceberg"},
     owners=OWNERS,
-    code_version="1",
+    code_version="2",
     check_specs=[
         dg.AssetCheckSpec(
             WEIGHTS_CHECK,
@@ -84,6 +96,7 @@ def live_signals(
     sentiment: pa.Table,
     warehouse: dg.ResourceParam[Warehouse],
     registry: dg.ResourceParam[ModelRegistry],
+    endpoints: dg.ResourceParam[Endpoints],
 ) -> Iterator[dg.AssetCheckResult | dg.Output[pa.Table]]:
     """Ask every champion about every symbol of the run's sessions."""
     import pyarrow.compute as pc
@@ -91,6 +104,7 @@ def live_signals(
     from quant_assets.models.mlp import OnnxMlp
 
     first, last = run_sessions(context)
+    sessions = CALENDAR.sessions(first, last)
     have = {feature_tables.TECHNICAL.name: technical, feature_tables.SENTIMENT.name: sentiment}
     parts = []
     rules: dict[str, MlpLongShort] = {}
@@ -116,25 +130,27 @@ def live_signals(
             if spec.name == name
         )
         seen_until = dt.date.fromisoformat(champion.bundle["windows"]["in_sample_last"])
-        for session in CALENDAR.sessions(first, last):
+        live = _Live(context, registry, endpoints, champion, network, len(sessions) <= LIVE_SESSIONS)
+        for session in sessions:
             if session <= seen_until:
                 # What a model says about sessions that it was trained on is no signal.
                 continue
             today = rows.filter(pc.equal(rows["session"], pa.scalar(session)))
             if not today.num_rows:
                 continue
-            x, symbols = inputs_of(champion.bundle, today)
+            probability, version, served_by = live.probability(session, today)
             parts.append(
                 make_signals(
                     strategy,
-                    symbols,
+                    today["symbol"].to_pylist(),
                     session,
                     CALENDAR.close(session),
-                    network.predict(x, symbols),
+                    probability,
                     rules[strategy],
                     {
                         "model": model,
-                        "model_version": champion.version,
+                        "model_version": version,
+                        "served_by": served_by,
                         "feature_snapshots": snapshots,
                         "news_source": today["news_source"][0].as_py(),
                     },
@@ -169,6 +185,7 @@ def live_signals(
         "probability_short",
         "target_weight",
         "model_version",
+        "served_by",
     )
     show(
         context,
@@ -205,6 +222,66 @@ def live_signals(
         },
     )
     yield dg.Output(data, data_version=data_version(data, (first, last)))
+
+
+class _Live:
+    """One classifier during a run: its endpoint as long as that answers, the registered champion otherwise."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        registry: ModelRegistry,
+        endpoints: Endpoints,
+        champion: ModelVersion,
+        network: "OnnxMlp",
+        live: bool,
+    ) -> None:
+        self.context, self.registry, self.champion, self.network = context, registry, champion, network
+        self.endpoint = endpoints.endpoint(endpoint_name(champion.name))
+        self.why_not = "" if live else "registry: a run over the past"
+        if live:
+            self.why_not = self._why_not_asked()
+
+    def probability(self, session: dt.date, today: pa.Table) -> "tuple[np.ndarray, int, str]":
+        """Probabilities of the rows, the version that gave them, and who answered."""
+        if not self.why_not:
+            asked = ask_signals(self.endpoint, self.champion.bundle, today)
+            if asked.probability is not None:
+                self._refuse_what_it_was_trained_on(asked.model_version, session)
+            if asked.probability is not None and not self.why_not:
+                return asked.probability, asked.model_version, asked.served_by
+            # The night does not wait for an endpoint that is down: the same champion is in the registry.
+            self.why_not = self.why_not or f"registry: {asked.served_by}"
+            self.context.log.warning(
+                "%s; %s v%d of the registry answers", self.why_not, self.champion.name, self.champion.version
+            )
+        x, symbols = inputs_of(self.champion.bundle, today)
+        return self.network.predict(x, symbols), self.champion.version, self.why_not
+
+    def _why_not_asked(self) -> str:
+        """Why the endpoint is not even asked; '' when it is."""
+        name = self.endpoint.name
+        try:
+            status = self.endpoint.status()
+        except EndpointError as error:
+            return f"registry: endpoint {name} cannot be seen: {error}"
+        if status.phase == "absent":
+            return f"registry: endpoint {name} is not deployed"
+        if status.config is None or status.phase in ("failed", "deleting"):
+            said = f"registry: endpoint {name} is down ({status.phase}): {status.message}"
+            self.context.log.warning("%s", said)
+            return said
+        return ""
+
+    def _refuse_what_it_was_trained_on(self, version: int, session: dt.date) -> None:
+        if version == self.champion.version:
+            return
+        windows = self.registry.version(self.champion.name, version).bundle["windows"]
+        if session <= dt.date.fromisoformat(windows["in_sample_last"]):
+            self.why_not = (
+                f"registry: endpoint {self.endpoint.name} serves version {version}, which was trained on sessions up to "
+                f"{windows['in_sample_last']}"
+            )
 
 
 def _weights_or_why_not(
@@ -281,6 +358,7 @@ def _portfolio_signals(
         {
             "model": PORTFOLIO,
             "model_version": champion.version,
+            "served_by": "registry: portfolios have no endpoint",
             "feature_snapshots": ", ".join(f"{name}={snapshot}" for name, snapshot in data.snapshots.items()),
             "news_source": data.sources.get(feature_tables.SENTIMENT.name, "none"),
         },

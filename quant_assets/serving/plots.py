@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,4 +68,43 @@ def weights_figure(signals: pa.Table) -> Figure:
         axes[0].set_xlabel("session", fontsize=9)
         axes[0].margins(x=0)
     axes[0].set_ylabel("share of equity", fontsize=9)
+    return figure
+
+
+def latency_figure(latency_ms: Sequence[float]) -> Figure:
+    """How long answers took: a histogram with the median and the 99th percentile."""
+    figure = new_figure(6, 2.6)
+    ax = figure.subplots()
+    values = np.asarray(latency_ms)
+    ax.hist(values, bins=40, color=COLORS[0])
+    for quantile, style in ((0.5, "-"), (0.99, "--")):
+        at = float(np.quantile(values, quantile))
+        ax.axvline(at, color="black", lw=0.9, ls=style, label=f"{quantile:.0%}: {at:.2f} ms")
+    ax.set(xlabel="ms, as a client on this machine sees it", ylabel="answers")
+    ax.legend(frameon=False)
+    return figure
+
+
+def traffic_figure(asked: Sequence[tuple[float, str, float, int]]) -> Figure:
+    """Who answered when, and how long it took.
+
+    Args:
+        asked: second, who answered (`model:version:bundle`), latency in ms, HTTP status; in order.
+    """
+    figure = new_figure(9, 4.6)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    who = list(dict.fromkeys(served for _, served, _, status in asked if status == 200))
+    for row, served in enumerate(who):
+        seconds = [second for second, by, _, status in asked if by == served and status == 200]
+        color = COLORS[row % len(COLORS)]
+        above.plot(seconds, [row] * len(seconds), "|", color=color, ms=9)
+        latency = [ms for _, by, ms, status in asked if by == served and status == 200]
+        below.plot(seconds, latency, ".", ms=2.5, color=color)
+    above.set_yticks(range(len(who)), [" v".join(served.split(":")[:2]) for served in who])
+    above.set_ylim(-0.6, len(who) - 0.4)
+    failed = [second for second, _, _, status in asked if status != 200]
+    below.set(yscale="log", xlabel="seconds since the traffic began", ylabel="ms")
+    below.set_title(f"{len(asked)} requests, {len(failed)} failed", fontsize=9, loc="left")
+    for second in failed:
+        below.axvline(second, color="crimson", lw=0.8)
     return figure

@@ -43,6 +43,11 @@ LIVE_SIGNALS = TableSpec(
         Column("model", "string", "registered model", required=True),
         Column("model_version", "long", "its version", required=True),
         Column(
+            "served_by",
+            "string",
+            "endpoint and config that answered, or why the registered champion was asked instead; null in rows of before",
+        ),
+        Column(
             "feature_snapshots",
             "string",
             "Iceberg snapshot of each table behind the row, `table=id`",
@@ -58,4 +63,24 @@ LIVE_SIGNALS = TableSpec(
     key=("strategy", "symbol", "session"),
     slice_column="session",
     partition_by="year",
+)
+
+CAPTURED_REQUESTS = TableSpec(
+    name="serving.captured_requests",
+    description="Requests that an endpoint answered, with its answers: a sampled share, as captured where they were served.",
+    columns=(
+        Column("event_id", "string", "unique id of the request", required=True),
+        SESSION,
+        AVAILABLE_AT,
+        Column("endpoint", "string", "who was asked", required=True),
+        Column("config", "string", "which config answered", required=True),
+        Column("kind", "string", "execution or signal", required=True),
+        Column("model", "string", "registered model", required=True),
+        Column("model_version", "long", "its version", required=True),
+        Column("request", "string", "body of the request, JSON", required=True),
+        Column("response", "string", "body of the answer, JSON", required=True),
+    ),
+    key=("event_id",),
+    slice_column="session",
+    partition_by="month",
 )

@@ -18,7 +18,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from quant_resources.settings import Settings
 
 Phase = Literal["absent", "creating", "in_service", "updating", "rolling_back", "failed", "deleting"]
 # Phases in which nothing goes on by itself.
@@ -126,7 +129,7 @@ class VariantStatus:
         model, model_version: what it serves.
         share: of the traffic, 0 to 1.
         ready: whether it answers /ping.
-        requests, errors_5xx, invalid: since it started, or over the last minutes (SageMaker: the last hour).
+        requests, errors_5xx, invalid: since it started (SageMaker: since the endpoint was changed last).
         p50_ms, p99_ms: of its answers; None before the first one.
     """
 
@@ -220,6 +223,10 @@ class Endpoint(Protocol):
         """What it is doing; phase `absent` when it does not exist. Quick: a sensor asks."""
         ...
 
+    def config_of(self, release: Release) -> str:
+        """Name of the config that a release has here, or would have."""
+        ...
+
     def deploy(self, release: Release, rollout: Rollout) -> EndpointStatus:
         """Begin to serve a release and return at once; `wait` for the end.
 
@@ -265,3 +272,19 @@ class Endpoints(Protocol):
     def endpoint(self, name: str) -> Endpoint:
         """One by its name (letters, digits and hyphens), whether it exists or not."""
         ...
+
+    def stop(self) -> None:
+        """End what this machine runs for them; what they serve stays known, and `restart` or `deploy` brings it back. Nothing
+        where they run elsewhere."""
+        ...
+
+
+def open_endpoints(settings: Settings) -> Endpoints:
+    """The endpoints that the settings name (QUANT_ENDPOINT_BACKEND)."""
+    if settings.endpoint_backend == "sagemaker":
+        from quant_resources.endpoints.sagemaker import SageMakerEndpoints
+
+        return SageMakerEndpoints.of(settings)
+    from quant_resources.endpoints.local import LocalEndpoints
+
+    return LocalEndpoints(settings.endpoints_dir, settings.endpoint_port)
