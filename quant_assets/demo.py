@@ -180,7 +180,7 @@ def _ask(settings: Settings) -> None:
     print(f"  shares by hour {hours}, expected cost in bps: {costs}")
     endpoints.stop()
     print(
-        "  The endpoints are stopped with the demo; make endpoints DO=start brings them back, as does make dev."
+        "  The endpoints are stopped with the demo; make endpoints DO=start brings them back."
     )
 
 

@@ -39,7 +39,7 @@ FIRST, SHIFT = dt.date(2010, 6, 1), dt.date(2012, 4, 2)
 IN_SAMPLE_LAST = dt.date(2011, 6, 30)
 # Of the sample's moves, before and after: brackets of 2 % are hardly reached in five calm sessions, and nearly always in wild ones.
 CALM, WILD = 0.4, 1.6
-NIGHTS_A_RUN = 10
+NIGHTS_A_RUN = 15
 MOST_SESSIONS_AFTER = 110
 REQUESTS_A_SECOND = 20.0
 MOST_REQUESTS = 60_000
@@ -219,6 +219,7 @@ class Story:
     p99_ms: float = 0.0
     kills: dict[str, str] = field(default_factory=dict)
     signals_served_by: dict[str, str] = field(default_factory=dict)
+    step_seconds: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -382,17 +383,17 @@ class DriftDemo:
     def until_judged(self) -> None:
         """Sessions enough for a gate to judge by."""
         say("More sessions: enough for a gate to judge by")
-        for first, last in self.chunks(self.fed, 45):
+        for first, last in self.chunks(self.fed, 45, nights=31):
             self.sessions(first, last)
             self.fed = self.after(last)
         self.tick("model_drift_sensor")
 
     def bad_challenger(self) -> None:
-        """A network that learned nothing; the gate keeps the champion."""
-        say("A challenger that learned nothing: the gate stops it")
+        """A network whose training overshoots; the gate keeps the champion."""
+        say("A challenger that learned badly: the gate stops it")
         champion = self.registry.champion(MODEL).version
         learned = {"in_sample_last": IN_SAMPLE_LAST.isoformat()}
-        bad = {"models__mlp_technical": {**learned, "max_epochs": 1, "learning_rate": 1e-9}}
+        bad = {"models__mlp_technical": {**learned, "max_epochs": 3, "learning_rate": 10.0}}
         self.must("train_job", ops=bad, only=[f"models/{MODEL}"])
         kept = self.registry.champion(MODEL).version == champion
         self.story.outcomes["bad challenger"] = "stopped by the gate" if kept else "promoted"
@@ -523,9 +524,11 @@ class DriftDemo:
         print(f"  {self.story.kills['supervisor']}", flush=True)
 
     def endpoint_down(self) -> None:
-        """The endpoint is away: the night asks the registry, and says so."""
+        """The endpoint is away: the night asks the registry, and says so. What a person stopped no sensor brings back."""
         say("Endpoints stopped: the night falls back to the registry")
         self.endpoints.stop()
+        if requests := self.tick("endpoint_health_sensor"):
+            raise SystemExit(f"the health sensor wants back what was stopped: {requests}")
         self.night_of_signals("endpoint down")
 
     def tear_down(self) -> None:
@@ -538,12 +541,10 @@ class DriftDemo:
 
     # What the steps need.
 
-    def chunks(self, after: int, until: int) -> list[tuple[dt.date, dt.date]]:
-        """Ranges of sessions, `after` ... `until` sessions after the shift."""
+    def chunks(self, after: int, until: int, nights: int = NIGHTS_A_RUN) -> list[tuple[dt.date, dt.date]]:
+        """Ranges of sessions, `after` ... `until` sessions after the shift, so many nights in a run."""
         days = [self.calendar.shift(SHIFT, i) for i in range(after, until)]
-        return [
-            (days[i], days[min(i + NIGHTS_A_RUN, len(days)) - 1]) for i in range(0, len(days), NIGHTS_A_RUN)
-        ]
+        return [(days[i], days[min(i + nights, len(days)) - 1]) for i in range(0, len(days), nights)]
 
     def after(self, session: dt.date) -> int:
         """How many sessions of the new regime there are up to a session, that included."""
@@ -760,7 +761,9 @@ def main(arguments: list[str] | None = None) -> int:
         demo = DriftDemo(home, instance)
         try:
             for step in STEPS:
+                begun = time.monotonic()
                 getattr(demo, step)()
+                demo.story.step_seconds[step] = round(time.monotonic() - begun, 1)
         finally:
             if demo.traffic is not None:
                 demo.traffic.end()

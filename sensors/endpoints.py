@@ -63,7 +63,7 @@ def new_champion_sensor(
         status = endpoints.endpoint(name).status()
         if champion is None or status.phase == "absent":
             reasons.append(f"{name}: {'no champion' if champion is None else 'not deployed'}")
-        elif not status.settled:
+        elif status.phase != "in_service":
             reasons.append(f"{name}: {status.phase}")
         elif status.model_version == champion.version:
             reasons.append(f"{name}: serves the champion, v{champion.version}")
@@ -111,7 +111,7 @@ def endpoint_health_sensor(
         now = {**before, **_counted(status), "down": status.phase == "failed"}
         illness = None
         if status.phase == "failed":
-            reason = status.message or "it does not serve"
+            reason = (status.message or "it does not serve").split("; restart() starts it")[0]
             if not before["down"]:
                 now["failures"] = before["failures"] + 1
                 alerts.send(f"endpoint {name} is down", reason)

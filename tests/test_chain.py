@@ -80,8 +80,10 @@ def test_every_check_ran_and_only_the_expected_one_warns(chain: Any) -> None:
     latest = {
         key: chain.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
         for key in graph.asset_check_keys
+        # nothing is deployed in the filled home; tests/test_deployment_jobs.py runs these
+        if not key.asset_key.path[-1].endswith("_endpoint")
     }
-    assert all(record is not None for record in latest.values())
+    assert [key.to_user_string() for key, record in latest.items() if record is None] == []
     failed = {key.to_user_string() for key, record in latest.items() if record.status.value != "SUCCEEDED"}
     # The slice ends long before the sample does, and that is what this check is there to say; and a model without jumps
     # does not explain IBM of 2011. What agents are worth after seconds of training is no matter of right or wrong: they may lose

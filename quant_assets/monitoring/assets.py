@@ -182,7 +182,7 @@ def performance(
 
         metadata["performance"] = figure_markdown(
             plots.performance_figure(recent),
-            "Outcomes by session (dots), mean of ADWIN's window (line), mean of the yardstick over 20 sessions (dotted)",
+            "Outcomes: mean of 20 sessions (thin), of ADWIN's window (thick), of the base rate (dotted)",
         )
     show(context, metadata)
     return dg.Output(data, data_version=data_version(data, (first, last)))
@@ -667,8 +667,8 @@ def _distributions(watched: Sequence[_Watched], newest: Sequence[dict[str, Any]]
                 title=f"{row['model']}: {row['column']}",
                 reference=one.reference.rows.values[:, at],
                 window=one.live.values[inside, at],
-                note=f"PSI {row['psi']:.2f}, KS {row['ks']:.2f}\nWasserstein {row['wasserstein']:.2f} sd\n"
-                f"adjusted p {row['p_adjusted']:.2g}",
+                note=f"PSI {row['psi']:.2f}, KS {row['ks']:.2f}, Wasserstein {row['wasserstein']:.2f} sd; adjusted p "
+                f"{row['p_adjusted']:.2g}",
             )
         )
     return found

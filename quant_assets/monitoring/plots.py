@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 HEAT_SESSIONS = 60
-MOST_LINES = 6
+LINE_SESSIONS = 250
+MOST_LINES = 4
+SMOOTHED_SESSIONS = 20
 SMALLEST_SHOWN = 6  # powers of ten below 1 that the heat map tells apart
 SCOPES = ("feature", "prediction", "endpoint_input", "performance")
 WORSE, BETTER = COLORS[1], COLORS[2]
@@ -100,10 +102,10 @@ def heat_figure(rows: pa.Table, alpha: float) -> Figure:
 
 def psi_figure(rows: pa.Table) -> Figure:
     """PSI of each model's columns that drifted most often, else of those with the smallest p-values; events shaded."""
-    frame = _newest(rows, None)
+    frame = _newest(rows, LINE_SESSIONS)
     frame = frame[frame["psi"].notna()]
     models = sorted(frame["model"].unique())
-    figure = new_figure(11, 1.0 + 2.4 * max(len(models), 1))
+    figure = new_figure(10, 0.4 + 2.0 * max(len(models), 1))
     axes = figure.subplots(max(len(models), 1), 1, squeeze=False, sharex=True)[:, 0]
     for ax, model in zip(axes, models, strict=False):
         part = frame[frame["model"] == model]
@@ -123,8 +125,8 @@ def psi_figure(rows: pa.Table) -> Figure:
         _shade_events(ax, part)
         ax.set_title(model, fontsize=10, loc="left")
         ax.set_ylabel("PSI, nats", fontsize=9)
-        ax.set_ylim(bottom=0)
-        ax.legend(fontsize=7, frameon=False, ncols=3, loc="upper left")
+        ax.set_ylim(0, 1.25 * max(ax.get_ylim()[1], 0.1))
+        ax.legend(fontsize=7, frameon=False, ncols=MOST_LINES, loc="upper left")
         ax.margins(x=0.01)
         date_axis(ax)
     return figure
@@ -133,53 +135,57 @@ def psi_figure(rows: pa.Table) -> Figure:
 def distributions_figure(compared: Sequence[Compared]) -> Figure:
     """Window against reference, column by column."""
     columns = 3
-    lines = -(-len(compared) // columns)
-    figure = new_figure(11, 2.9 * max(lines, 1))
-    axes = figure.subplots(max(lines, 1), columns, squeeze=False).ravel()
+    lines = max(-(-len(compared) // columns), 1)
+    figure = new_figure(10, 2.5 * lines)
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax, one in zip(axes, compared, strict=False):
         both = np.concatenate([one.reference, one.window])
         low, high = np.quantile(both, [0.002, 0.998])
         low, high = (low - 0.5, high + 0.5) if high <= low else (low, high)
-        bins = np.linspace(low, high, 31)
-        reference, window = (np.clip(v, low, high) for v in (one.reference, one.window))
-        share = np.histogram(reference, bins)[0] / len(reference)
-        ax.bar(bins[:-1], 100 * share, np.diff(bins), align="edge", color="#bbbbbb", label="reference")
         # The window holds few rows: half as many bins.
-        coarse = bins[::2]
-        share = np.histogram(window, coarse)[0] / len(window) / 2
-        ax.stairs(100 * share, coarse, color=COLORS[1], lw=1.6, label="window")
+        for values, bins in ((one.reference, 30), (one.window, 15)):
+            edges = np.linspace(low, high, bins + 1)
+            part = 100 * np.histogram(np.clip(values, low, high), edges)[0] / len(values) * bins / 30
+            if bins == 30:
+                ax.stairs(part, edges, color="#bbbbbb", fill=True, label="reference")
+            else:
+                ax.stairs(part, edges, color=WORSE, lw=1.6, label="window")
         ax.set_title(one.title, fontsize=9, loc="left")
-        ax.text(0.99, 0.97, one.note, transform=ax.transAxes, ha="right", va="top", fontsize=7)
+        ax.set_xlabel(one.note, fontsize=7)
         ax.tick_params(labelsize=7)
+    for ax in axes[::columns][: len(compared)]:
         ax.set_ylabel("% of rows", fontsize=7)
     for ax in axes[len(compared) :]:
         ax.axis("off")
     if len(compared):
-        axes[0].legend(fontsize=7, frameon=False, loc="upper left")
+        figure.legend(
+            *axes[0].get_legend_handles_labels(),
+            fontsize=8,
+            frameon=False,
+            ncols=2,
+            loc="outside upper right",
+        )
     return figure
 
 
 def performance_figure(rows: pa.Table) -> Figure:
-    """Each measure over time: values of the sessions, ADWIN's mean, its changes; blue is better, orange is worse."""
+    """Each measure over time: mean of 20 sessions (thin), mean of ADWIN's window (thick), its changes for better or worse."""
     frame = _newest(rows, None)
     measures = sorted(frame["measure"].unique())
     models = sorted(frame["model"].unique())
-    figure = new_figure(11, 1.0 + 1.9 * max(len(measures), 1))
+    figure = new_figure(10, 0.4 + 1.7 * max(len(measures), 1))
     axes = figure.subplots(max(len(measures), 1), 1, squeeze=False, sharex=True)[:, 0]
     for ax, measure in zip(axes, measures, strict=True):
         for color, model in zip((COLORS[0], COLORS[3], COLORS[6]), models, strict=False):
             one = frame[(frame["measure"] == measure) & (frame["model"] == model)]
             if not len(one):
                 continue
-            ax.plot(one["session"], one["value"], color=color, lw=0, marker=".", ms=2.5, alpha=0.35)
-            ax.plot(
-                one["session"],
-                one["adwin_mean"],
-                color=color,
-                lw=1.6,
-                label=f"{model}: mean of ADWIN's window",
-            )
-            ax.plot(one["session"], one["yardstick"].rolling(20, 1).mean(), color=color, lw=0.8, ls=":")
+            smooth = one["value"].rolling(SMOOTHED_SESSIONS, 1).mean()
+            ax.plot(one["session"], smooth, color=color, lw=0.8, alpha=0.6)
+            ax.plot(one["session"], one["adwin_mean"], color=color, lw=2.0, label=model)
+            if measure == "hit_rate":
+                expected = one["yardstick"].expanding().mean()
+                ax.plot(one["session"], expected, color=color, lw=0.8, ls=":")
             for _, change in one[one["changed"]].iterrows():
                 mark = WORSE if change["drifted"] else BETTER
                 ax.axvline(change["session"], color=mark, lw=1.2, ls="--")
@@ -195,14 +201,16 @@ def performance_figure(rows: pa.Table) -> Figure:
                 )
         if measure != "hit_rate":
             ax.axhline(0, color="black", lw=0.6)
-            shown = frame.loc[frame["measure"] == measure, "value"]
-            ax.set_ylim(
-                *np.quantile(shown, [0.005, 0.995]) + np.array([-0.02, 0.02]) * max(np.ptp(shown), 1e-6)
-            )
         ax.set_title(measure.replace("_", " "), fontsize=10, loc="left")
-        ax.legend(fontsize=7, frameon=False, loc="upper right")
         ax.margins(x=0.01)
         date_axis(ax)
+    if len(axes) and len(measures):
+        handles = {
+            label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            handles.values(), handles.keys(), fontsize=8, frameon=False, ncols=3, loc="outside upper right"
+        )
     return figure
 
 

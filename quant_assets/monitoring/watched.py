@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from quant_resources.calendar import TradingCalendar
 
 # Watched beside the inputs, where the model reads technical features: every input averages over 2 to 16 sessions and shows a change
-# late. The session's return, and its size, show it at once.
-RETURN, RETURN_SIZE = "log_return", "absolute_log_return"
+# late, the session's return shows it at once. Its size shows wilder markets sooner, the logarithm of its size calmer ones.
+RETURN, RETURN_SIZE, RETURN_SIZE_LOG = "log_return", "absolute_log_return", "log_absolute_return"
+# A return of nothing counts as one basis point in the logarithm.
+LEAST_RETURN = 1e-4
 PROBABILITIES = ("probability_long", "probability_short")
 ORDER_COLUMNS = ("log_participation", "horizon_minutes")
 # Captured requests about a session so far from their answer are somebody's look at history and no input of today.
@@ -41,8 +43,8 @@ SESSION_MINUTES = 390
 
 
 def watched_columns(bundle: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is watched of a classifier: its inputs, the return and its size, its outputs."""
-    beside = (RETURN, RETURN_SIZE) if _has_returns(bundle) else ()
+    """What is watched of a classifier: its inputs, the session's return and its size, its outputs."""
+    beside = (RETURN, RETURN_SIZE, RETURN_SIZE_LOG) if _has_returns(bundle) else ()
     return (*bundle["inputs"], *beside, *PROBABILITIES)
 
 
@@ -79,8 +81,11 @@ def classifier_rows(
     probability = np.empty((len(session), len(PROBABILITIES)))
     for start, stop in itertools.pairwise(bounds.tolist()):
         probability[start:stop] = network.predict(values[start:stop, : len(inputs)], symbol[start:stop])
-    size = [np.abs(values[:, -1:])] if beside else []
-    return Rows(watched_columns(bundle), session, symbol, np.column_stack([values, *size, probability]))
+    size = np.abs(values[:, len(inputs) :])
+    log_size = np.log(np.maximum(size, LEAST_RETURN))
+    return Rows(
+        watched_columns(bundle), session, symbol, np.column_stack([values, size, log_size, probability])
+    )
 
 
 # -- captured requests -------------------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ class _Live:
             return f"registry: endpoint {name} cannot be seen: {error}"
         if status.phase == "absent":
             return f"registry: endpoint {name} is not deployed"
-        if status.config is None or status.phase in ("failed", "deleting"):
+        if status.config is None or status.phase in ("failed", "stopped", "deleting"):
             said = f"registry: endpoint {name} is down ({status.phase}): {status.message}"
             self.context.log.warning("%s", said)
             return said

@@ -321,7 +321,7 @@ def _deploy(
         workers=config.workers,
         tags={
             "git_commit": str(version.bundle["lineage"].get("git_commit", "")),
-            "dagster_run_id": context.run_id,
+            "dagster_run_id": context.run.run_id,
             "mlflow_run_id": version.run_id,
         },
     )
@@ -574,7 +574,7 @@ def captured_requests(
         slice_of = (bounds["min"], bounds["max"])
         before = warehouse.read(spec, *slice_of)
         warehouse.write(
-            spec, pa.concat_tables([before.cast(new.schema), new]), *slice_of, {"run_id": context.run_id}
+            spec, pa.concat_tables([before.cast(new.schema), new]), *slice_of, {"run_id": context.run.run_id}
         )
     if unreadable:
         context.log.warning("%d captured requests hold no answer of ours and were left out", unreadable)

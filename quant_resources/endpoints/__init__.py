@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     from quant_resources.settings import Settings
 
-Phase = Literal["absent", "creating", "in_service", "updating", "rolling_back", "failed", "deleting"]
-# Phases in which nothing goes on by itself.
-SETTLED: tuple[Phase, ...] = ("absent", "in_service", "failed")
+Phase = Literal[
+    "absent", "creating", "in_service", "updating", "rolling_back", "failed", "stopped", "deleting"
+]
+# Phases in which nothing goes on by itself. What is `stopped` was ended on purpose, and no sensor brings it back; `failed` was not.
+SETTLED: tuple[Phase, ...] = ("absent", "in_service", "failed", "stopped")
 JSON = "application/json"
 # An answer that the app itself found wrong carries this header with the reason, next to status 500.
 INVALID_HEADER = "x-quant-invalid"

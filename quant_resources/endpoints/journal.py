@@ -109,7 +109,7 @@ class Journal:
             return None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise EndpointError(
-                f"{path} cannot be read: {error}. Bring it back from a backup, or remove the folder and deploy again."
+                f"{path} cannot be read: {error}. Bring it back from a backup, or delete the endpoint and deploy again."
             ) from error
 
     def write(self, state: State) -> None:

@@ -50,6 +50,7 @@ from quant_resources.endpoints.folder import (
 from quant_resources.endpoints.journal import STATE_FILE, Journal
 
 HOST = "127.0.0.1"
+STOPPED_FILE = "stopped"
 # What serves a bundle. Filled in: bundle, fd (a listening socket), capture, capture_share, endpoint, config.
 WORKER_COMMAND = (
     sys.executable, "-P", "-m", "quant_assets.serving", "serve",
@@ -114,6 +115,11 @@ class LocalEndpoints:
         return is_running(self.directory)
 
     @property
+    def stopped(self) -> bool:
+        """Whether the supervisor was ended by `stop`, and not started since."""
+        return (self.directory / STOPPED_FILE).exists()
+
+    @property
     def supervisor(self) -> dict[str, Any]:
         """What is known of the supervisor that runs, or of the last one: pid, port, started or stopped."""
         return known(self.directory)
@@ -146,6 +152,7 @@ class LocalEndpoints:
         until = time.monotonic() + START_SECONDS
         while not self._answers():
             if not self.running:
+                (self.directory / STOPPED_FILE).unlink(missing_ok=True)
                 self._start()
                 return
             if time.monotonic() > until:
@@ -210,11 +217,15 @@ class LocalEndpoints:
     def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
         """End the supervisor and all processes; what is being answered is finished. Endpoints come back with `start`.
 
+        That it was meant is kept in a file, so that a sensor tells it from a supervisor that died or a machine that was switched off.
+
         Raises:
             EndpointError: it does not end.
         """
         until = time.monotonic() + timeout_seconds
         told = None
+        if self.directory.is_dir():
+            (self.directory / STOPPED_FILE).touch()
         while self.running:
             pid = supervisor_pid(self.directory)
             if pid is not None and pid != told:
@@ -264,7 +275,9 @@ class LocalEndpoint:
         return self.endpoints.directory / self.name
 
     def status(self) -> EndpointStatus:
-        """What it is doing. Never starts the supervisor: one that is gone is told from the journal, as `failed`."""
+        """What it is doing. Never starts the supervisor: one that is gone is told from the journal, as `failed`, or as `stopped` where
+        somebody ended it by `stop`.
+        """
         until = time.monotonic() + STATUS_SECONDS
         why = ""
         while self.endpoints.running:
@@ -289,7 +302,7 @@ class LocalEndpoint:
         release = state.releases.get(state.config or "", {})
         return EndpointStatus(
             name=self.name,
-            phase="failed",
+            phase="stopped" if self.endpoints.stopped else "failed",
             url=f"http://{HOST}:{supervisor['port']}/endpoints/{self.name}/invocations" if supervisor else "",
             config=state.config,
             model=release.get("model"),

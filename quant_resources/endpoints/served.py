@@ -70,6 +70,14 @@ def alarm(tally: Tally, rollout: Rollout) -> str | None:
     return None
 
 
+def _experience(tally: Tally) -> str:
+    """What a canary went through, in words."""
+    p99 = tally.percentile_ms(99)
+    if p99 is None:
+        return "as a canary it got no request"
+    return f"as a canary it gave {tally.requests} answers, {tally.errors_5xx} errors, {tally.invalid} invalid, p99 {p99:.1f} ms"
+
+
 class Served:
     """One endpoint.
 
@@ -274,15 +282,16 @@ class Served:
     async def come_back(self) -> None:
         """Serve what the journal says, after a restart of the supervisor."""
         async with self._lock:
-            await self._come_back()
+            try:
+                await self._come_back()
+            except Exception as error:  # one endpoint must not keep the others from coming back
+                logger.exception("%s", self.name)
+                self._broken = (
+                    str(error) if isinstance(error, EndpointError) else f"it cannot come back: {error!r}"
+                )
 
     async def _come_back(self) -> None:
-        try:
-            state = await asyncio.to_thread(self.journal.read)
-        except EndpointError as error:
-            self._broken = str(error)
-            logger.error("%s", error)
-            return
+        state = await asyncio.to_thread(self.journal.read)
         if state is None:
             return
         self.state = state
@@ -298,14 +307,18 @@ class Served:
                 self._begin(self._roll_out(state.target_config, Rollout(**state.rollout)))
         else:
             if state.phase in BUSY:
+                keep = (state.config, state.previous_config)
                 await self._record_anyway(
                     phase="in_service",
                     target_config=None,
+                    releases={name: entry for name, entry in state.releases.items() if name in keep},
+                    rollout={},
                     last_outcome="rolled_back" if state.phase == "updating" else "failed",
                     message=f"the supervisor was restarted in the middle of {state.phase.replace('_', ' ')} to "
                     f"{state.target_config}; {state.config} serves on",
                 )
             self.current = self._variant(state.config)
+            await asyncio.to_thread(self._sweep)
 
     async def stop(self) -> None:
         """End all processes; the journal stays as it is."""
@@ -435,15 +448,7 @@ class Served:
                     self._check_wanted()
                     await self._record(message=f"{config} gets {rollout.canary_share:.0%} of the traffic")
                 await self._bake(green, rollout)
-                p99 = green.tally.percentile_ms(99)
-                seen = (
-                    f"as a canary it gave {green.tally.requests} answers, {green.tally.errors_5xx} errors, "
-                    + (
-                        f"{green.tally.invalid} invalid, p99 {p99:.1f} ms"
-                        if p99 is not None
-                        else "no request came"
-                    )
-                )
+                seen = _experience(green.tally)
             await self._switch(green, before, "deployed", f"{config} serves: {seen}")
         except _Unwanted as unwanted:
             await self._stay(before, "rolled_back", f"{config} was given up: {unwanted}")
@@ -588,7 +593,7 @@ class Served:
         )
         with contextlib.suppress(OSError):
             self.journal.tell(self.state)
-        self._unwanted = None
+        self._unwanted, self._broken = None, ""
 
     def _sweep(self) -> None:
         """Remove bundles that no state names, and all but the newest logs."""

@@ -137,6 +137,7 @@ class Process:
         self.deaths, self.stillborn, self.why = 0, 0, ""
         self._answered_at = 0.0
         self._process: asyncio.subprocess.Process | None = None
+        self._starting = asyncio.Lock()
         self._keeping = asyncio.create_task(self._keep())
 
     @property
@@ -159,11 +160,14 @@ class Process:
         while True:
             ready_at = None
             try:
-                process = await self._start()
+                ready_at = await self._watch(await self._start())
             except OSError as error:
                 self.why = f"it cannot be started: {error}"
-            else:
-                ready_at = await self._watch(process)
+            except Exception as error:  # whatever it is, it must not be the end of the watch
+                logger.exception("%s: a process is started again", self._log.stem)
+                self.why = f"it could not be watched: {error!r}"
+                if self.pid is not None:
+                    kill_group(self.pid)
             long_ready = ready_at is not None and time.monotonic() - ready_at > HEALTHY_SECONDS
             self.deaths = 1 if long_ready else self.deaths + 1
             self.stillborn = self.stillborn + 1 if ready_at is None else 0
@@ -174,19 +178,23 @@ class Process:
     async def _start(self) -> asyncio.subprocess.Process:
         descriptor = self._socket.fileno()
         command = [part.replace("{fd}", str(descriptor)) for part in self._command]
-        with open_log(self._log) as log:
-            log.write(f"=== {dt.datetime.now(dt.UTC).isoformat(timespec='seconds')} started\n".encode())
-            log.flush()
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self._folder,
-                env=dict(self._environment),
-                pass_fds=(descriptor,),
-                start_new_session=True,  # an interrupt of the terminal is the supervisor's to handle
-            )
+        # Whoever ends it waits until it is there: a start that was broken off would leave a process that nobody knows.
+        async with self._starting:
+            with open_log(self._log) as log:
+                with contextlib.suppress(OSError):  # a full disk costs the line, not the process
+                    log.write(
+                        f"=== {dt.datetime.now(dt.UTC).isoformat(timespec='seconds')} started\n".encode()
+                    )
+                self._process = await asyncio.create_subprocess_exec(
+                    *command,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self._folder,
+                    env=dict(self._environment),
+                    pass_fds=(descriptor,),
+                    start_new_session=True,  # an interrupt of the terminal is the supervisor's to handle
+                )
         return self._process
 
     async def _watch(self, process: asyncio.subprocess.Process) -> float | None:
@@ -202,6 +210,7 @@ class Process:
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if not exited.done() and answers.done():
+                answers.result()
                 self.ready, ready_at = True, time.monotonic()
                 self._answered_at = ready_at
                 while not exited.done() and await self._lives(exited):
@@ -251,7 +260,8 @@ class Process:
     async def end(self) -> None:
         """End it for good: SIGTERM, which lets it finish, then SIGKILL."""
         self.ready = False
-        self._keeping.cancel()
+        async with self._starting:
+            self._keeping.cancel()
         await asyncio.gather(self._keeping, return_exceptions=True)
         process = self._process
         if process is not None and process.returncode is None:
@@ -411,10 +421,10 @@ def open_log(path: Path) -> IO[bytes]:
     """The log for appending, or /dev/null: a disk that does not take a log must not keep an endpoint from serving."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("ab")
+        return path.open("ab", buffering=0)
     except OSError as error:
         logger.error("%s cannot be written (%s): output of the process is lost", path, error)
-        return open(os.devnull, "ab")
+        return open(os.devnull, "ab", buffering=0)
 
 
 def tail(path: Path) -> str:

@@ -57,7 +57,7 @@ def test_the_schedule_ticks_after_both_closes_in_new_york_time() -> None:
     assert daily_signals_schedule.cron_schedule == ["30 13 * * 1-5", "30 16 * * 1-5"]
 
 
-def test_the_night_brings_everything_but_training() -> None:
+def test_the_night_brings_everything_but_training_and_deploying() -> None:
     job = defs.resolve_job_def("daily_signals_job")
     keys = {key.to_user_string() for key in job.asset_layer.executable_asset_keys}
     assert keys == {
@@ -67,4 +67,7 @@ def test_the_night_brings_everything_but_training() -> None:
         "features/sentiment",
         "features/labels",
         "serving/live_signals",
+        "serving/captured_requests",
+        "monitoring/performance",
+        "monitoring/drift",
     }

@@ -13,6 +13,7 @@ The bundle is a JSON file: `model`, `version`, and the faults to show:
 
 import argparse
 import asyncio
+import contextlib
 import datetime as dt
 import json
 import os
@@ -113,7 +114,8 @@ async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 async def main() -> None:
-    print(f"{given.config} started as {os.getpid()}", flush=True)
+    with contextlib.suppress(OSError):  # a log that cannot be written
+        print(f"{given.config} started as {os.getpid()}", flush=True)
     if bundle.get("exit_at_start"):
         print("this bundle cannot be loaded: on purpose", flush=True)
         sys.exit(3)

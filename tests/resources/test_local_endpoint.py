@@ -581,7 +581,7 @@ def test_stopping_finishes_what_is_being_answered_and_leaves_nothing(local: Any)
     assert answers[0].status == 200
     assert not local.processes()
     status = endpoint.status()
-    assert status.phase == "failed"
+    assert (status.phase, status.settled) == ("stopped", True)
     assert "the supervisor is not running (stopped" in status.message
     with pytest.raises(EndpointDown, match="not running"):
         endpoint.invoke(b"{}")
@@ -647,6 +647,17 @@ def test_a_full_disk_stops_a_rollout_not_the_endpoint(local: Any, load: Any) -> 
     assert endpoint.wait(WAIT).model_version == 3
 
 
+def test_a_log_on_a_full_disk_does_not_keep_a_process_from_being_started_again(local: Any) -> None:
+    endpoint = deployed(local)
+    log = endpoint.folder / "logs" / f"{endpoint.status().config}.log"
+    log.unlink()
+    log.symlink_to("/dev/full")
+    [process] = local.processes()
+    process.kill()
+    assert endpoint.invoke(b"{}").status == 200
+    assert json.loads(endpoint.invoke(b"{}").body)["pid"] != process.pid
+
+
 def test_a_journal_that_cannot_be_read_fails_its_endpoint_and_no_other(local: Any) -> None:
     endpoint, other = deployed(local), deployed(local, name="signal", version=7)
     local.endpoints.stop()
@@ -657,8 +668,11 @@ def test_a_journal_that_cannot_be_read_fails_its_endpoint_and_no_other(local: An
     status = endpoint.status()
     assert status.phase == "failed"
     assert "state.json cannot be read" in status.message
-    with pytest.raises(EndpointError, match="Bring it back from a backup"):
+    with pytest.raises(EndpointError, match="or delete the endpoint"):
         endpoint.deploy(local.release(2), QUICK)
+    endpoint.delete()
+    endpoint.deploy(local.release(2), QUICK)
+    assert endpoint.wait(WAIT).phase == "in_service"
 
 
 # --- the command line
