@@ -413,6 +413,7 @@ class Load:
         elapsed: seconds from the first request to the last answer.
         client_cpu_seconds, server_cpu_seconds: taken in all.
         largest_share: of the server's CPU seconds that one of its workers took.
+        others_cores: what everything else on the machine took meanwhile.
     """
 
     seconds: list[float]
@@ -420,6 +421,7 @@ class Load:
     client_cpu_seconds: float
     server_cpu_seconds: float
     largest_share: float
+    others_cores: float
 
     @property
     def rate(self) -> float:
@@ -429,6 +431,12 @@ class Load:
     def quantile_ms(self, q: float) -> float:
         """Of the answers' times."""
         return 1e3 * float(np.quantile(self.seconds, q))
+
+
+def busy_seconds() -> float:
+    """What all processes have taken of all cores since the machine began."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
 
 
 def load(server: Server, bodies: Sequence[bytes], connections: int, seconds: float = math.inf) -> Load:
@@ -457,8 +465,8 @@ def load(server: Server, bodies: Sequence[bytes], connections: int, seconds: flo
 
     gc.collect()
     gc.disable()
+    machine_before, client_before = busy_seconds(), time.process_time()
     before = [sum(worker.cpu_times()[:2]) for worker in server.workers()]
-    client_before = time.process_time()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             started, ended = runner.run(run())
@@ -468,8 +476,9 @@ def load(server: Server, bodies: Sequence[bytes], connections: int, seconds: flo
         gc.enable()
     client = time.process_time() - client_before
     after = [sum(worker.cpu_times()[:2]) for worker in server.workers()]
-    own = [b - a for a, b in zip(before, after, strict=True)]
-    return Load(taken, ended - started, client, sum(own), max(own) / max(sum(own), 1e-9))
+    own, elapsed = [b - a for a, b in zip(before, after, strict=True)], ended - started
+    others = (busy_seconds() - machine_before - client - sum(own)) / elapsed
+    return Load(taken, elapsed, client, sum(own), max(own) / max(sum(own), 1e-9), max(others, 0.0))
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -484,6 +493,7 @@ class Measured:
         rate: answers a second, eight connections.
         server_cpu_ms, client_cpu_ms: per answer, eight connections.
         largest_share: of the CPU time of all workers that one of them took.
+        others_cores: taken by everything else meanwhile, in each load.
         answers: on one connection, in all.
         cold_start: seconds.
         memory: MiB.
@@ -495,6 +505,7 @@ class Measured:
     server_cpu_ms: list[float] = field(default_factory=list)
     client_cpu_ms: list[float] = field(default_factory=list)
     largest_share: list[float] = field(default_factory=list)
+    others_cores: list[float] = field(default_factory=list)
     answers: int = 0
     cold_start: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
@@ -504,6 +515,7 @@ class Measured:
         self.p50_ms.append(one.quantile_ms(0.5))
         self.p99_ms.append(one.quantile_ms(0.99))
         self.answers += len(one.seconds)
+        self.others_cores.append(one.others_cores)
 
     def add_throughput(self, many: Load) -> None:
         """A round on eight connections."""
@@ -511,6 +523,7 @@ class Measured:
         self.server_cpu_ms.append(1e3 * many.server_cpu_seconds / len(many.seconds))
         self.client_cpu_ms.append(1e3 * many.client_cpu_seconds / len(many.seconds))
         self.largest_share.append(many.largest_share)
+        self.others_cores.append(many.others_cores)
 
 
 def middle(values: Sequence[float], digits: int = 2) -> str:
@@ -523,8 +536,10 @@ def met(is_met: bool) -> str:
     return "yes" if is_met else "NO"
 
 
-def print_results(ours: Measured, theirs: Measured, two: Measured, ratios: dict[str, float]) -> None:
-    """The table of bars, and what the client took."""
+def print_results(
+    ours: Measured, theirs: Measured, two: Measured, ratios: dict[str, float], others: Sequence[float]
+) -> None:
+    """The table of bars, and what the client and others took."""
     median = statistics.median
     answers = f"{ours.answers:,} answers"
     rows = [
@@ -603,7 +618,7 @@ def print_results(ours: Measured, theirs: Measured, two: Measured, ratios: dict[
     most = min(2.0, cores * server_ms / (server_ms + client_ms))
     print(
         f"\nThe client is one process on the same {cores} cores and takes {client_ms / server_ms:.0%} of what our server takes for an "
-        f"answer, so a second worker can bring at most {most:.2f} x here.\n",
+        f"answer, so a second worker can bring at most {most:.2f} x here. Others took {middle(others)} cores meanwhile.\n",
         flush=True,
     )
 
@@ -630,7 +645,6 @@ def main() -> None:
         own: list[object] = ["quant_assets.serving", "--bundle", folder / "model.tar.gz"]
         peer: list[object] = ["benchmarks._serving_peer", "--folder", folder]
 
-        print(f"load of the machine before: {os.getloadavg()[0]:.2f}", flush=True)
         for i in range(COLD_STARTS + 1):
             for side, of, command in (("ours", ours, own), ("theirs", theirs, peer)):
                 with running(side, command, fresh(1)[0], folder) as server:
@@ -665,7 +679,6 @@ def main() -> None:
                 of.add_throughput(load(server, bodies, CONNECTIONS, given.seconds))
         for of, server in sides:
             of.memory.append(server.resident_mib())
-        print(f"load of the machine after: {os.getloadavg()[0]:.2f}", flush=True)
 
     def ratio(of: Callable[[Measured], list[float]]) -> float:
         return statistics.median(of(theirs)) / statistics.median(of(ours))
@@ -678,7 +691,8 @@ def main() -> None:
         "cold_start": ratio(lambda of: of.cold_start),
         "second_worker": statistics.median(two.rate) / statistics.median(ours.rate),
     }
-    print_results(ours, theirs, two, ratios)
+    others = [*ours.others_cores, *theirs.others_cores, *two.others_cores]
+    print_results(ours, theirs, two, ratios, others)
     last_line(
         "serving",
         ratio=ratios["p50"],
@@ -700,6 +714,7 @@ def main() -> None:
             "two_workers_requests_per_second": spread(two.rate, "1/s"),
         },
         client_cpu_ms=spread(ours.client_cpu_ms, "ms"),
+        taken_by_others=spread(others, "cores"),
     )
 
 

@@ -69,7 +69,7 @@ def _checks(name: str, sentiment: bool) -> list[dg.AssetCheckSpec]:
         dg.AssetCheckSpec(
             "gate",
             asset=asset,
-            description="The challenger is better than the champion out of sample (lower end of the bootstrap interval "
+            description="The challenger is better than the champion out of sample (lower end of the interval "
             "of the Brier score's improvement above 0); otherwise it stays challenger.",
         ),
     ]
@@ -192,7 +192,7 @@ def _train(
     metrics, table, auc_text = _measure(parts, probability, logistic, base_rate, weights)
 
     schema_hash = features.schema_hash
-    verdict = _judge(registry.find(name), unseen, probability["out_of_sample"], schema_hash, config, seed)
+    verdict = _judge(registry.find(name), unseen, probability["out_of_sample"], schema_hash, config)
     news_sources = (
         sorted(set(read[tables.SENTIMENT.name]["source"].to_pylist()))
         if tables.SENTIMENT.name in read
@@ -336,7 +336,6 @@ def _judge(
     challenger: "np.ndarray",
     schema_hash: str,
     config: MlpConfig,
-    seed: int,
 ) -> "Verdict":
     import numpy as np
 
@@ -355,7 +354,7 @@ def _judge(
         if len(both.y)
         else challenger[:0]
     )
-    return gate.judge(both.y, challenger[kept], other, both.session, config.gate_confidence, seed)
+    return gate.judge(both.y, challenger[kept], other, both.session, config.gate_confidence)
 
 
 def _sentiment_gain(

@@ -100,6 +100,32 @@ def session_resamples(
     return weights[:, row_session]
 
 
+def block_interval(
+    values: np.ndarray, session: np.ndarray, block_sessions: int, confidence: float = 0.95
+) -> Interval:
+    """Mean of `values` (rows,) with Student's interval over the means of contiguous blocks of sessions.
+
+    For few blocks, where resampling them understates how far the mean may be off: with 30 sessions of no difference and labels that
+    overlap by five sessions, the lower end of the 95 % interval lies above 0 in 5 % of the cases, of a bootstrap's in 14 % (2.5 % would be
+    right).
+
+    Args:
+        values: shape (rows,).
+        session: shape (rows,), any sortable type.
+        block_sessions: shortest length of a block; at least two blocks.
+        confidence: of the two-sided interval.
+    """
+    from scipy import stats
+
+    unique, row_session = np.unique(session, return_inverse=True)
+    of_session = np.bincount(row_session, weights=values) / np.bincount(row_session)
+    blocks = [part.mean() for part in np.array_split(of_session, len(unique) // block_sessions)]
+    error = float(np.std(blocks, ddof=1) / np.sqrt(len(blocks)))
+    reach = float(stats.t.ppf(0.5 + confidence / 2, len(blocks) - 1)) * error
+    value = float(np.mean(blocks))
+    return Interval(value, value - reach, value + reach)
+
+
 def mean_interval(values: np.ndarray, weights: np.ndarray, confidence: float = 0.95) -> Interval:
     """Mean of `values` (rows,) with a percentile interval over the resamples `weights` (resamples, rows)."""
     means = weights @ values / weights.sum(axis=1)

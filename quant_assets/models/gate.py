@@ -13,13 +13,13 @@ import numpy as np
 from quant_assets.models.evaluation import (
     BLOCK_SESSIONS,
     Interval,
+    block_interval,
     brier,
     mean_interval,
     session_resamples,
 )
 
-# A block outlasts the five sessions that a label looks ahead; fewer than four blocks resampled give an interval of no width,
-# which every difference would clear.
+# A block outlasts the five sessions that a label looks ahead; fewer than four say nothing of how blocks differ.
 SHORTEST_BLOCK = 6
 FEWEST_BLOCKS = 4
 
@@ -55,19 +55,17 @@ def judge(
     champion: np.ndarray,
     session: np.ndarray,
     confidence: float = 0.95,
-    seed: int = 0,
 ) -> Verdict:
     """Compare on the same out-of-sample rows by the Brier score, averaged over both outputs.
 
-    The challenger is promoted when the lower end of the improvement's bootstrap interval is above 0: a difference
-    that noise explains does not move production.
+    The challenger is promoted when the lower end of the improvement's interval is above 0: a difference that noise
+    explains does not move production.
 
     Args:
         y: shape (rows, 2).
         challenger, champion: probabilities, shape (rows, 2), on the same rows, which neither was trained on.
-        session: shape (rows,); resampled in blocks of an eighth of them, 6 to 20 sessions.
+        session: shape (rows,); compared in blocks of an eighth of them, 6 to 20 sessions.
         confidence: of the two-sided interval.
-        seed: of the bootstrap.
     """
     if not len(y):
         return Verdict(
@@ -81,9 +79,7 @@ def judge(
             f"{sessions} unseen sessions are too few to judge by ({FEWEST_BLOCKS * block} are needed): the challenger stays challenger",
         )
     difference = (brier(y, champion) - brier(y, challenger)).mean(axis=1)
-    improvement = mean_interval(
-        difference, session_resamples(session, seed, block_sessions=block), confidence
-    )
+    improvement = block_interval(difference, session, block, confidence)
     numbers = (
         f"Brier score improves by {improvement.value:+.5f} "
         f"[{improvement.low:+.5f}, {improvement.high:+.5f}] at {confidence:.0%} on {len(y)} unseen rows"
@@ -104,15 +100,15 @@ def judge_scores(
 ) -> Verdict:
     """Compare two policies by what they got on the same paths or periods, which neither was trained on.
 
-    As `judge`: promoted when the lower end of the bootstrap interval of the mean difference is above 0.
+    As `judge`: promoted when the lower end of the interval of the mean difference is above 0.
 
     Args:
         challenger, champion: scores, above is better, shape (paths or periods,), in the same order.
         unit: of the scores, for the sentence.
-        group: what each score belongs to, shape (paths or periods,); groups are resampled whole.
+        group: what each score belongs to, shape (paths or periods,); groups stay whole.
         confidence: of the two-sided interval.
-        block: groups in a row that are resampled together; 1 for independent ones.
-        seed: of the bootstrap.
+        block: groups in a row that belong together; 1 for independent ones, which are resampled.
+        seed: of the resampling.
     """
     if not len(challenger):
         return Verdict(False, "nothing that neither agent has seen: the challenger stays challenger")
@@ -122,11 +118,11 @@ def judge_scores(
             f"{len(np.unique(group))} unseen periods are too few to judge by ({FEWEST_BLOCKS * block} are needed): the challenger "
             "stays challenger",
         )
-    improvement = mean_interval(
-        challenger - champion,
-        session_resamples(group, seed, block_sessions=block),
-        confidence,
-    )
+    difference = challenger - champion
+    if block > 1:
+        improvement = block_interval(difference, group, block, confidence)
+    else:
+        improvement = mean_interval(difference, session_resamples(group, seed, block_sessions=1), confidence)
     numbers = (
         f"improves by {improvement.value:+.4g} {unit} [{improvement.low:+.4g}, {improvement.high:+.4g}] at "
         f"{confidence:.0%} on {len(challenger)} unseen paths or periods"

@@ -15,10 +15,12 @@ The null distribution. Rows of one session move together and features of neighbo
 textbook p-values, which count every row as independent, find drift nearly every day. Here a window is compared with all
 windows of as many sessions that the reference itself holds: each of those against the whole reference. They hang together as the
 new window does. Their number is large and their information is not: overlapping windows repeat each other, so the number n* of
-independent ones comes from the autocorrelation of the distance along the reference. The log of a distance is taken as normal,
-its mean and variance are estimates from n* windows, and a new one is predicted by Student's t:
+independent ones comes from the autocorrelation of the distance along the reference. A transformed distance is taken as normal: the
+log of ks and wasserstein, the eighth root of psi (a sum of squares, whose log is skewed to the left, and whose cube root, which
+Wilson and Hilferty took for independent rows, is skewed to the right where rows hang together). Its mean and variance are estimates
+from n* windows, and a new one is predicted by Student's t:
 
-    t = (ln d - mean) / (sd sqrt(1 + 1 / n*))       with n* - 1 degrees of freedom
+    t = (g(d) - mean) / (sd sqrt(1 + 1 / n*))       with n* - 1 degrees of freedom
 
 which reaches the small p-values that a correction for hundreds of tests needs, and reaches them the later the less the reference
 knows. Within what the reference has seen, p is at least the share of its windows that are as far away: a window that is no
@@ -27,6 +29,7 @@ farther than some window of the reference is no alarm, whatever the fit says.
 References:
     Kuensch (1989), The jackknife and the bootstrap for general stationary observations, Annals of Statistics 17.
     Geyer (1992), Practical Markov chain Monte Carlo, Statistical Science 7: the initial positive sequence.
+    Wilson and Hilferty (1931), The distribution of chi-square, PNAS 17.
     Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
     Kish (1965), Survey sampling: the design effect of clusters.
 """
@@ -42,9 +45,10 @@ import numpy as np
 STATISTICS = ("psi", "ks", "wasserstein")
 # Smaller distances are taken as this: the log of a distance of 0 has no place in a fit.
 LEAST_DISTANCE = 1e-3
-# Of the log of a distance over windows. Dense columns have 0.3 to 0.6; a column that hardly ever varies would have nearly none, and
-# the first window that is a little different would look impossible.
-LEAST_LOG_SD = 0.2
+PSI_POWER = 1 / 8
+# Of a transformed distance over windows, in the order of STATISTICS. Dense columns have 0.06, 0.3 and 0.4; a column that hardly ever
+# varies would have nearly none, and the first window that is a little different would look impossible.
+LEAST_SD = np.array([0.02, 0.2, 0.2])
 FEWEST_INDEPENDENT = 3.0
 # Samples behind the null distribution of independent draws, and points that stand for their known distribution.
 DRAWN_SAMPLES, DRAWN_POINTS = 2000, 1000
@@ -139,7 +143,7 @@ class Null:
 
     Attributes:
         sorted: distances of the reference's windows, ascending, shape (windows, columns, 3).
-        mean, sd: of their logs, shape (columns, 3).
+        mean, sd: of the transformed distances, shape (columns, 3).
         independent: number of independent windows that they are worth, shape (columns, 3).
     """
 
@@ -161,13 +165,19 @@ def fit_null(found: np.ndarray, overlap: int) -> Null:
     """
     if len(found) <= FEWEST_INDEPENDENT:
         raise ValueError(f"{len(found)} windows of the reference say nothing about its spread")
-    logs = np.log(np.maximum(found, LEAST_DISTANCE))
+    normal = _normal(found)
     return Null(
         sorted=np.sort(found, axis=0),
-        mean=logs.mean(axis=0),
-        sd=np.maximum(logs.std(axis=0, ddof=1), LEAST_LOG_SD),
-        independent=independent_windows(logs, overlap),
+        mean=normal.mean(axis=0),
+        sd=np.maximum(normal.std(axis=0, ddof=1), LEAST_SD),
+        independent=independent_windows(normal, overlap),
     )
+
+
+def _normal(found: np.ndarray) -> np.ndarray:
+    """Distances, transformed so that they are nearly normal over windows; shape (..., 3)."""
+    found = np.maximum(found, LEAST_DISTANCE)
+    return np.where(np.array(STATISTICS) == "psi", found**PSI_POWER, np.log(found))
 
 
 def independent_windows(series: np.ndarray, overlap: int) -> np.ndarray:
@@ -201,8 +211,7 @@ def p_values(null: Null, found: np.ndarray) -> np.ndarray:
     """
     from scipy import special
 
-    logs = np.log(np.maximum(found, LEAST_DISTANCE))
-    t = (logs - null.mean) / (null.sd * np.sqrt(1 + 1 / null.independent))
+    t = (_normal(found) - null.mean) / (null.sd * np.sqrt(1 + 1 / null.independent))
     p = special.stdtr(null.independent - 1, -t)
     windows = len(null.sorted)
     as_far = np.empty(found.shape)

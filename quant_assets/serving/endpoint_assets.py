@@ -463,13 +463,12 @@ def _report(asset: str, all_done: "list[_Deployed]") -> Iterator[dg.AssetCheckRe
         rows.append(
             {
                 "endpoint": status.name,
-                "phase": status.phase,
-                "serves": f"{status.model} v{status.model_version}" if status.model else "",
+                "serves": f"{status.model} v{status.model_version}" if status.model else status.phase,
+                "outcome": "failed" if done.problem else ("deployed" if done.changed else "unchanged"),
+                "asked for": f"{version.name} v{version.version}",
                 "config": status.config or "",
                 "before": status.previous_config or "",
-                "asked for": f"{version.name} v{version.version}",
-                "outcome": "failed" if done.problem else ("deployed" if done.changed else "unchanged"),
-                "url": status.url,
+                "phase": status.phase,
             }
         )
         if done.preflight:
@@ -514,7 +513,7 @@ def how_to_ask(all_done: "list[_Deployed]") -> dg.MarkdownMetadataValue:
             body = '{"rows": [{"symbol": ..., "session": ..., "features": {...}}]}'
         if status.url.startswith("http://127."):
             direct = status.url.removesuffix("/invocations") + "/direct"
-            lines.append(f"curl -s {direct} -H 'content-type: application/json' -d '{body}'")
+            lines.append(f"curl -s {direct} \\\n  -H 'content-type: application/json' \\\n  -d '{body}'")
         elif status.url:  # signed requests only
             name = status.url.removesuffix("/invocations").rsplit("/", 1)[1]
             lines.append(
