@@ -7,11 +7,10 @@ import dagster as dg
 
 from quant_resources.alerts import LogAlerts
 from quant_resources.endpoints import Endpoints, EndpointStatus
-from quant_resources.registry import APPROVED_TAG, CHALLENGER, ModelRegistry
+from quant_resources.registry import APPROVED_TAG, CHALLENGER, CHAMPION, GATE_TAG, ModelRegistry
 
 ENDPOINTS = dg.AssetSelection.assets("serving/execution_endpoint", "serving/signal_endpoint")
 CLASSIFIERS = dg.AssetSelection.assets("models/mlp_technical", "models/mlp_sentiment")
-EXECUTION = dg.AssetSelection.assets("models/sac_execution")
 # On SageMaker a fleet starts, bakes twice at least three minutes, and the old one stays for two more.
 WAIT_SECONDS = 2700.0
 
@@ -25,8 +24,9 @@ deploy_job = dg.define_asset_job(
 
 redeploy_job = dg.define_asset_job(
     "redeploy_job",
-    selection=CLASSIFIERS | EXECUTION | ENDPOINTS,
-    description="Retrain on data up to now, gate, canary, promote or keep. The drift sensor launches it for the models that drift.",
+    selection=CLASSIFIERS | dg.AssetSelection.assets("serving/signal_endpoint"),
+    description="Retrain the classifiers on data up to now, gate, canary, promote or keep. The drift sensor launches it for the models that "
+    "drift. An execution agent learns from a posterior, so a new one takes posterior_job and train_agents_job.",
     executor_def=dg.in_process_executor,
 )
 
@@ -69,13 +69,18 @@ def roll_back_endpoint(
     before = endpoint.status()
     endpoint.rollback(config.reason)
     status = endpoint.wait(WAIT_SECONDS, lambda now: context.log.info("%s: %s", now.name, now.phase))
-    if status.phase != "in_service":
-        raise dg.Failure(f"{status.name} is {status.phase}: {status.message}", allow_retries=False)
-    if status.model and status.model_version and before.model_version != status.model_version:
-        standing = {(s.name, s.alias): s.version for s in registry.standing()}
-        champion = standing.get((status.model, "champion"))
-        if champion is not None and champion != status.model_version:
-            registry.restore(status.model, status.model_version, champion, config.reason)
+    if status.phase != "in_service" or status.last_outcome != "rolled_back":
+        raise dg.Failure(
+            f"{status.name} was not rolled back: {status.phase}, serves {status.config}. {status.message}",
+            allow_retries=False,
+        )
+    # Out of a rollout it is the target's version that leaves, otherwise the one that served.
+    standing = {(s.name, s.alias): s.version for s in registry.standing()}
+    champion = standing.get((str(status.model), CHAMPION))
+    left = before.model_version if before.target_config is None else champion
+    if status.model and status.model_version and champion == left != status.model_version:
+        assert champion is not None
+        registry.restore(status.model, status.model_version, champion, config.reason)
     alerts.send(
         f"{status.name} rolled back", f"{config.reason}; serves {status.config}", run_id=context.run_id
     )
@@ -116,11 +121,13 @@ class Approval(dg.Config):
         model: registered model.
         version: of it; the challenger when None.
         approved_by: who, kept on the version.
+        although_it_failed: also a version whose gate failed, or that was rolled back.
     """
 
     model: str
     version: int | None = None
     approved_by: str = "a person"
+    although_it_failed: bool = False
 
 
 @dg.op
@@ -138,6 +145,15 @@ def approve_version(
             f"{config.model} has no challenger: there is nothing to approve. Name a version, or train one (train_job).",
             allow_retries=False,
         )
+    gate = registry.client.get_model_version(version.name, str(version.version)).tags.get(GATE_TAG, "")
+    if gate in ("failed", "rolled_back"):
+        if not config.although_it_failed:
+            raise dg.Failure(
+                f"{version.name} v{version.version}: gate {gate}. Set although_it_failed to let it serve all the same.",
+                allow_retries=False,
+            )
+        registry.tag(version, GATE_TAG, "passed")
+        registry.tag(version, "gate_reason", f"{gate}, and let pass by {config.approved_by}")
     registry.tag(version, APPROVED_TAG, "true")
     registry.tag(version, "approved_by", config.approved_by)
     registry.promote(version, f"approved by {config.approved_by}")

@@ -179,9 +179,7 @@ def _ask(settings: Settings) -> None:
     hours = [sum(s["shares"] for s in plan["schedule"][i : i + 60]) for i in range(0, 390, 60)]
     print(f"  shares by hour {hours}, expected cost in bps: {costs}")
     endpoints.stop()
-    print(
-        "  The endpoints are stopped with the demo; make endpoints DO=start brings them back."
-    )
+    print("  The endpoints are stopped with the demo; make endpoints DO=start brings them back.")
 
 
 def _too_young(symbol: str) -> str:

@@ -4,7 +4,7 @@ Belongs here: a world whose volatility changes, traffic that never stops, the st
 here: any work: runs are those that a person, the schedule or the sensors would launch, sensors are evaluated as the daemon does.
 
 The world is the sample with its price moves made smaller until a day and larger from then on. Traffic is plain HTTP on this machine, from
-the first deployment to the end, and any answer but a 200 counts as failed.
+the first deployment until the supervisor itself is killed, and any answer but a 200 counts as failed.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ IN_SAMPLE_LAST = dt.date(2011, 6, 30)
 # Of the sample's moves, before and after: brackets of 2 % are hardly reached in five calm sessions, and nearly always in wild ones.
 CALM, WILD = 0.4, 1.6
 NIGHTS_A_RUN = 15
-MOST_SESSIONS_AFTER = 110
+MOST_SESSIONS_AFTER = 120
 REQUESTS_A_SECOND = 20.0
 MOST_REQUESTS = 60_000
 POSTERIOR_SYMBOL = "IBM"
+MARK = ".drift-demo"  # in a folder that the next demo may empty
 MODEL, ENDPOINT = "mlp_technical", "signal-mlp-technical"
 ENDPOINT_OP = "serving__signal_endpoint"
 BAKE_SECONDS = 4.0
@@ -222,6 +223,23 @@ class Story:
     step_seconds: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
+    def broken_promises(self) -> list[str]:
+        """What should have come out otherwise."""
+        kept = {
+            f"{self.failed} of {self.requests} requests failed": self.failed == 0 < self.requests,
+            f"drift was seen after {self.sessions_until_seen} sessions": self.sessions_until_seen is not None,
+            f"redeployments: {self.redeployments}": self.redeployments.get(self.event) == 1,
+            f"redeployment: {self.outcomes.get('redeployment')}": self.outcomes.get("redeployment")
+            == "deployed",
+            f"bad challenger: {self.outcomes.get('bad challenger')}": self.outcomes.get("bad challenger")
+            == "stopped by the gate",
+            f"breaking challenger: {self.outcomes.get('breaking challenger')}": str(
+                self.outcomes.get("breaking challenger")
+            ).startswith("rolled_back"),
+            **{f"kill of the {who}: {said}": "in_service" in said for who, said in self.kills.items()},
+        }
+        return [what for what, fine in kept.items() if not fine]
+
 
 class DriftDemo:
     """The steps, in order. Each prints what it does and writes what came of it into the story."""
@@ -350,7 +368,7 @@ class DriftDemo:
         self.ask_about(self.calendar.shift(SHIFT, -11))
         self.traffic.begin()
         print(
-            f"  traffic: {REQUESTS_A_SECOND:g} requests a second to {base}, from here to the end", flush=True
+            f"  traffic: {REQUESTS_A_SECOND:g} requests a second to {base}, until the supervisor is killed", flush=True
         )
 
     def quiet_nights(self) -> None:
@@ -389,11 +407,11 @@ class DriftDemo:
         self.tick("model_drift_sensor")
 
     def bad_challenger(self) -> None:
-        """A network whose training overshoots; the gate keeps the champion."""
-        say("A challenger that learned badly: the gate stops it")
+        """A network that learned nothing; the gate keeps the champion."""
+        say("A challenger that learned nothing: the gate stops it")
         champion = self.registry.champion(MODEL).version
         learned = {"in_sample_last": IN_SAMPLE_LAST.isoformat()}
-        bad = {"models__mlp_technical": {**learned, "max_epochs": 3, "learning_rate": 10.0}}
+        bad = {"models__mlp_technical": {**learned, "max_epochs": 1, "learning_rate": 1e-9}}
         self.must("train_job", ops=bad, only=[f"models/{MODEL}"])
         kept = self.registry.champion(MODEL).version == champion
         self.story.outcomes["bad challenger"] = "stopped by the gate" if kept else "promoted"
@@ -658,8 +676,8 @@ STEPS = (
     "breaking_challenger",
     "redeploy",
     "kill_worker",
-    "end_traffic",
     "kill_run",
+    "end_traffic",
     "kill_supervisor",
     "endpoint_down",
     "tear_down",
@@ -771,20 +789,31 @@ def main(arguments: list[str] | None = None) -> int:
         if demo.traffic is not None:
             report = write_page(home, demo)
             print(f"\nPage: {report}")
+    broken = demo.story.broken_promises()
+    for promise in broken:
+        print(f"BROKEN: {promise}", file=sys.stderr)
     demo.story.seconds = round(time.monotonic() - began, 1)
     print(f"Done in {demo.story.seconds:.0f} s\n{json.dumps(asdict(demo.story))}", flush=True)
-    return 0
+    return 1 if broken else 0
 
 
 def prepare_home(folder: Path | None) -> Path:
     """An empty home of the demo's own; set before anything reads the settings."""
     import shutil
 
+    from quant_resources.endpoints.local import LocalEndpoints
     from quant_resources.settings import load_settings
 
     home = (folder or load_settings().home / "drift-demo").absolute()
-    shutil.rmtree(home, ignore_errors=True)
-    home.mkdir(parents=True)
+    if home.exists() and any(home.iterdir()):
+        if not (home / MARK).exists():
+            raise SystemExit(
+                f"--home {home} is not empty, and not of an earlier drift demo: name another folder"
+            )
+        LocalEndpoints(home / "endpoints", None).stop()  # of a demo that was killed
+        shutil.rmtree(home)
+    home.mkdir(parents=True, exist_ok=True)
+    (home / MARK).touch()
     for name in [name for name in os.environ if name.startswith("QUANT_")]:
         del os.environ[name]
     os.environ |= {"QUANT_HOME": str(home), "QUANT_SYMBOLS": SYMBOLS, "QUANT_SOURCE": "sample"}

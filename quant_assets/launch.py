@@ -205,9 +205,12 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     job = defs.resolve_job_def(options.job)
+    if unknown := sorted(set(only) - {key.to_user_string() for key in job.asset_layer.executable_asset_keys}):
+        print(f"--only: {options.job} has no {', '.join(unknown)}", file=sys.stderr)
+        return 2
     with open_instance(settings) as instance:
         if isinstance(job.partitions_def, dg.DynamicPartitionsDefinition):
-            return _run_per_symbol(defs, instance, options.job, options.symbols, run_config)
+            return _run_per_symbol(defs, instance, options.job, options.symbols, run_config, only)
         tags = {}
         if job.partitions_def is not None:
             print(f"{options.job}, {sessions[0]} to {sessions[-1]} ({len(sessions)} sessions, one run)")
@@ -221,6 +224,7 @@ def _run_per_symbol(
     job_name: str,
     wanted: str | None,
     run_config: Mapping[str, object],
+    only: Sequence[str],
 ) -> int:
     """One run per symbol; a symbol that fails does not keep the others from running."""
     from quant_assets.partitions import SYMBOLS
@@ -237,7 +241,7 @@ def _run_per_symbol(
     failed = []
     for symbol in symbols:
         print(f"{job_name}, {symbol}", flush=True)
-        if not run_job(defs, instance, job_name, {}, partition_key=symbol, run_config=run_config):
+        if not run_job(defs, instance, job_name, {}, partition_key=symbol, run_config=run_config, only=only):
             failed.append(symbol)
     if failed:
         print(

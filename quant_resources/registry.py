@@ -279,6 +279,7 @@ class ModelRegistry:
             name, str(version), "promotion_reason", f"restored: {reason}"[:5000]
         )
         self.client.set_model_version_tag(name, str(instead_of), GATE_TAG, "rolled_back")
+        self.client.set_model_version_tag(name, str(instead_of), APPROVED_TAG, "false")
         self.client.set_model_version_tag(name, str(instead_of), "rolled_back", reason[:5000])
 
     def version(self, name: str, number: int) -> ModelVersion:

@@ -81,6 +81,12 @@ class Settings(BaseSettings):
         le=65535,
         description="Port of the local endpoints on the loopback interface; unset: one that is free is chosen once and kept.",
     )
+    endpoint_workers: int = Field(
+        1, ge=1, le=64, description="Processes (instances on SageMaker) that answer for an endpoint."
+    )
+    endpoint_capture_share: float = Field(
+        1.0, ge=0, le=1, description="Part of the requests whose input and output are captured."
+    )
     promotion: Literal["auto", "approval"] = Field(
         "auto",
         description="Whether a challenger that passes its gate becomes champion by itself, or waits for a person (approve_job).",

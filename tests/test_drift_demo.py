@@ -73,8 +73,7 @@ def test_a_challenger_that_breaks_under_canary_is_rolled_back_by_itself(
     assert "invalid" in story["outcomes"]["breaking challenger"]
     assert story["outcomes"]["champion after rollback"] == "v1"
     assert "breaking challenger: in_service, serves mlp_technical v1 " in "\n".join(story["served"])
-    assert "deploy:mlp_technical:3" in output  # it was asked for, once
-    assert output.count("deploy_job deploy:mlp_technical:3") == 1
+    assert output.count("deploy_job deploy:mlp_technical:3:1:") == 1  # asked for once
 
 
 def test_every_kill_ends_in_a_serving_endpoint_with_a_known_version(

@@ -66,9 +66,11 @@ def ask_signals(endpoint: Endpoint, bundle: Mapping[str, Any], rows: pa.Table) -
         wanted = zip(rows["symbol"].to_pylist(), rows["session"].to_pylist(), strict=True)
         found = [of[symbol, session.isoformat()] for symbol, session in wanted]
         probability = np.array([[p["probability_long"], p["probability_short"]] for p in found], np.float64)
-        version = int(told["model_version"])
+        model, version = told["model"], int(told["model_version"])
     except (KeyError, TypeError, ValueError) as error:
         return Asked(None, 0, f"endpoint {endpoint.name} answered nonsense: {type(error).__name__}: {error}")
+    if model != bundle["name"]:
+        return Asked(None, 0, f"endpoint {endpoint.name} serves {model}, not {bundle['name']}")
     if not ((probability >= 0) & (probability <= 1)).all():
         return Asked(None, 0, f"endpoint {endpoint.name} answered what is no probability")
     return Asked(probability, version, f"endpoint {endpoint.name}, {answer.served_by}")

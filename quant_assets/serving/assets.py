@@ -27,7 +27,7 @@ from quant_assets.strategies.mlp_long_short import MlpLongShort, MlpSentimentLon
 from quant_resources.endpoints import EndpointError, Endpoints
 from quant_resources.iceberg import Warehouse
 from quant_resources.io_manager import table_metadata
-from quant_resources.registry import ModelRegistry, ModelVersion
+from quant_resources.registry import ModelRegistry, ModelVersion, RegistryError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -276,7 +276,13 @@ class _Live:
     def _refuse_what_it_was_trained_on(self, version: int, session: dt.date) -> None:
         if version == self.champion.version:
             return
-        windows = self.registry.version(self.champion.name, version).bundle["windows"]
+        try:
+            windows = self.registry.version(self.champion.name, version).bundle["windows"]
+        except RegistryError as error:
+            self.why_not = (
+                f"registry: endpoint {self.endpoint.name} serves what the registry cannot read: {error}"
+            )
+            return
         if session <= dt.date.fromisoformat(windows["in_sample_last"]):
             self.why_not = (
                 f"registry: endpoint {self.endpoint.name} serves version {version}, which was trained on sessions up to "

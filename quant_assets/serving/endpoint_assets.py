@@ -6,10 +6,11 @@ bundle is (`bundle.py`), what it must do (`preflight.py`), traffic and alarms (`
 """
 
 import datetime as dt
+import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import dagster as dg
 import pyarrow as pa
 
 from quant_assets.features import tables as feature_tables
-from quant_assets.models.inference import model_rows
+from quant_assets.models.inference import FeatureSchemaMismatch, model_rows, require_same_features
 from quant_assets.partitions import CALENDAR, FIRST_SESSION, settings
 from quant_assets.presentation import figure_markdown, markdown_table
 from quant_assets.serving import tables
@@ -32,9 +33,9 @@ from quant_resources.endpoints import (
     Release,
     Rollout,
 )
-from quant_resources.iceberg import Warehouse
+from quant_resources.iceberg import Warehouse, WarehouseError
 from quant_resources.io_manager import table_metadata
-from quant_resources.registry import APPROVED_TAG, GATE_TAG, ModelRegistry, ModelVersion
+from quant_resources.registry import APPROVED_TAG, GATE_TAG, ModelRegistry, ModelVersion, RegistryError
 
 if TYPE_CHECKING:
     from quant_assets.serving.preflight import Preflight
@@ -50,6 +51,8 @@ STATUS_SECONDS = 2700.0
 # Captured requests that are older say little of what is asked now, and reading all of them takes ever longer.
 REPLAY_DAYS = 7
 SHOWN_PROBLEMS = 20
+# How far captured requests were read; requests outside the calendar are in no table that could tell.
+READ_UNTIL_FILE = "captured-until.json"
 
 
 class EndpointConfig(dg.Config):
@@ -61,8 +64,8 @@ class EndpointConfig(dg.Config):
         bake_seconds: how long it stays there.
         max_errors_5xx, max_invalid: such answers that are suffered meanwhile.
         max_p99_latency_ms: of the new version's answers.
-        capture_share: part of the requests that are captured.
-        workers: processes, or instances on SageMaker.
+        capture_share: part of the requests that are captured; None: QUANT_ENDPOINT_CAPTURE_SHARE, so that deployments by sensors agree.
+        workers: processes, or instances on SageMaker; None: QUANT_ENDPOINT_WORKERS.
         replay_requests: captured requests, the newest, that the new version is compared on before it gets traffic.
     """
 
@@ -72,8 +75,8 @@ class EndpointConfig(dg.Config):
     max_errors_5xx: int = 0
     max_invalid: int = 0
     max_p99_latency_ms: float = 1000.0
-    capture_share: float = 1.0
-    workers: int = 1
+    capture_share: float | None = None
+    workers: int | None = None
     replay_requests: int = 200
 
 
@@ -146,27 +149,31 @@ def execution_endpoint(
     from quant_assets.serving.hours import ExchangeHours
     from quant_assets.serving.inputs import read_expected_markets
 
-    version = _wanted(registry, EXECUTION_MODEL, config.version)
-    markets, lineage = read_expected_markets(warehouse, version.bundle["symbols"], context.log)
-    registered = {**version.bundle, "lineage": {**version.bundle["lineage"], **lineage}}
-    calendar = hours_calendar()
-    description = execution_description(
-        version.name,
-        version.version,
-        registered,
-        markets,
-        ExchangeHours.from_calendar(calendar),
-        version.onnx,
-    )
-    plan = _Plan(
-        endpoints.endpoint(EXECUTION_ENDPOINT),
-        version,
-        pack(version.onnx, description),
-        description,
-        calendar,
-        [],
-    )
-    done = _Deployed()
+    def plan() -> _Plan:
+        version = _wanted(registry, EXECUTION_MODEL, config.version)
+        learned = version.bundle["lineage"]
+        markets, days = read_expected_markets(warehouse, version.bundle["symbols"], context.log)
+        for symbol, identity in days.items():
+            if learned.get(f"days.{symbol}") not in (None, identity):
+                context.log.warning(
+                    "%s plans in days that %s v%d was not trained on: they were simulated again since (train_agents_job)",
+                    symbol,
+                    version.name,
+                    version.version,
+                )
+        served = {f"market_days.{symbol}": identity for symbol, identity in days.items()}
+        calendar = hours_calendar()
+        description = execution_description(
+            version.name,
+            version.version,
+            {**version.bundle, "lineage": {**learned, **served}},
+            markets,
+            ExchangeHours.from_calendar(calendar),
+            version.onnx,
+        )
+        return _Plan(version, pack(version.onnx, description), description, calendar, [])
+
+    done = _Deployed(EXECUTION_MODEL, endpoints.endpoint(EXECUTION_ENDPOINT))
     _deploy(context, registry, config, plan, done)
     yield from _report("execution_endpoint", [done])
 
@@ -203,8 +210,8 @@ def signal_endpoint(
         )
     calendar = hours_calendar()
     hours = ExchangeHours.from_calendar(calendar)
-    all_done = []
-    for model in config.models:
+
+    def plan_of(model: str) -> _Plan:
         version = _wanted(registry, model, config.version)
         label = version.bundle["label"]
         rule = MlpLongShort(
@@ -213,17 +220,14 @@ def signal_endpoint(
         description = signal_description(
             version.name, version.version, version.bundle, rule.thresholds, hours, version.onnx
         )
-        plan = _Plan(
-            endpoints.endpoint(endpoint_name(model)),
-            version,
-            pack(version.onnx, description),
-            description,
-            calendar,
-            example_requests(warehouse, version.bundle),
-        )
-        done = _Deployed()
+        examples = example_requests(warehouse, version.bundle)
+        return _Plan(version, pack(version.onnx, description), description, calendar, examples)
+
+    all_done = []
+    for model in config.models:
+        done = _Deployed(model, endpoints.endpoint(endpoint_name(model)))
         all_done.append(done)
-        _deploy(context, registry, config, plan, done)
+        _deploy(context, registry, config, functools.partial(plan_of, model), done)
     yield from _report("signal_endpoint", all_done)
 
 
@@ -255,25 +259,25 @@ def example_requests(warehouse: Warehouse, bundle: Mapping[str, Any]) -> list[by
 
 
 class _Plan:
-    """What is to be deployed where."""
+    """What is to be deployed."""
 
     def __init__(
         self,
-        endpoint: Endpoint,
         version: ModelVersion,
         archive: bytes,
         description: Mapping[str, Any],
         calendar: TradingCalendar,
         examples: Sequence[bytes],
     ) -> None:
-        self.endpoint, self.version, self.archive = endpoint, version, archive
+        self.version, self.archive = version, archive
         self.description, self.calendar, self.examples = description, calendar, examples
 
 
 class _Deployed:
     """What came of it; what is wrong ends the deployment."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: str, endpoint: Endpoint) -> None:
+        self.model, self.endpoint = model, endpoint
         self.checks: dict[str, tuple[bool, str]] = {}
         self.problem = ""
         self.changed = False
@@ -298,39 +302,66 @@ def _deploy(
     context: dg.AssetExecutionContext,
     registry: ModelRegistry,
     config: EndpointConfig,
+    make_plan: Callable[[], _Plan],
+    done: _Deployed,
+) -> None:
+    """Deploy one version; `done` takes down what comes of it. What keeps one endpoint from being deployed is said of that one."""
+    from quant_assets.serving.bundle import BundleError
+    from quant_assets.simulation.markets import MarketError
+    from quant_assets.simulation.transitions import BufferFileError
+
+    try:
+        plan = done.plan = make_plan()
+        _roll_out(context, registry, config, plan, done)
+    except (EndpointError, RegistryError, BundleError, MarketError, BufferFileError, WarehouseError) as error:
+        done.problem = f"{type(error).__name__}: {error}"
+        context.log.error("%s: %s", done.endpoint.name, done.problem)
+
+
+def _roll_out(
+    context: dg.AssetExecutionContext,
+    registry: ModelRegistry,
+    config: EndpointConfig,
     plan: _Plan,
     done: _Deployed,
 ) -> None:
-    """Deploy one version; `done` takes down what comes of it."""
-    from quant_assets.serving.preflight import run_preflight
+    """Gate, preflight, canary. A version is taken back when it was found wrong, and not when something around it failed: then the same
+    deployment may be tried again.
+    """
+    from quant_assets.serving.preflight import BundleRefused, run_preflight
 
-    endpoint, version = plan.endpoint, plan.version
-    done.plan = plan
+    endpoint, version = done.endpoint, plan.version
+    before = done.status = endpoint.status()
+    if before.phase == "stopped" and "dagster/sensor_name" in context.run.tags:
+        raise EndpointError(
+            f"endpoint {endpoint.name} was stopped by a person, and a sensor does not bring it back: make endpoints DO=start"
+        )
     gate, approved = _gate(registry, version)
     said = f"{version.name} v{version.version}: gate {gate or 'of before there were tags'}" + (
         ", approved by a person" if approved else ""
     )
-    before = done.status = endpoint.status()
-    if not done.check("gate_passed", gate in ("", "passed") or approved, said):
+    if not done.check("gate_passed", gate in ("", "passed") or (approved and gate != "rolled_back"), said):
         return
     release = done.release = Release.of(
         _keep_archive(version, plan.archive),
         version.name,
         version.version,
-        capture_share=config.capture_share,
-        workers=config.workers,
+        capture_share=_given(config.capture_share, settings().endpoint_capture_share),
+        workers=_given(config.workers, settings().endpoint_workers),
         tags={
+            "approval": "Approved",  # what gets here has passed its gate, or a person let it pass
             "git_commit": str(version.bundle["lineage"].get("git_commit", "")),
             "dagster_run_id": context.run.run_id,
             "mlflow_run_id": version.run_id,
         },
     )
-    if before.phase == "in_service" and before.config == endpoint.config_of(release):
+    wanted = endpoint.config_of(release)
+    if before.phase == "in_service" and before.config == wanted:
         done.check("preflight", True, f"{endpoint.name} serves this bundle already: nothing was changed")
         done.check("rollout", True, f"{before.config} serves already")
         return
+    captured = newest_captured(endpoint, config.replay_requests)
     try:
-        captured = newest_captured(endpoint, config.replay_requests)
         found = done.preflight = run_preflight(
             release.bundle,
             plan.description,
@@ -340,27 +371,35 @@ def _deploy(
             progress=lambda line: context.log.info("%s: %s", endpoint.name, line),
         )
         fine = done.check("preflight", found.passed, found.summary())
-    except EndpointError as error:
+    except BundleRefused as error:
         fine = done.check("preflight", False, str(error))
     if not fine:
         _take_back(context, registry, version, before, done.problem)
         return
-    rollout = Rollout(
-        canary_share=config.canary_share,
-        bake_seconds=config.bake_seconds,
-        max_errors_5xx=config.max_errors_5xx,
-        max_p99_latency_ms=config.max_p99_latency_ms,
-        max_invalid=config.max_invalid,
+    endpoint.deploy(
+        release,
+        Rollout(
+            canary_share=config.canary_share,
+            bake_seconds=config.bake_seconds,
+            max_errors_5xx=config.max_errors_5xx,
+            max_p99_latency_ms=config.max_p99_latency_ms,
+            max_invalid=config.max_invalid,
+        ),
     )
-    endpoint.deploy(release, rollout)
     status = done.status = endpoint.wait(
         STATUS_SECONDS + config.bake_seconds,
         progress=lambda now: context.log.info("%s: %s", endpoint.name, progress_line(now)),
     )
     done.changed = True
-    served = status.phase == "in_service" and status.config == endpoint.config_of(release)
-    if not done.check("rollout", served, f"{status.last_outcome}: {status.message}"):
+    served = status.phase == "in_service" and status.config == wanted
+    if not done.check("rollout", served, f"{status.last_outcome}: {status.message}") and (
+        status.phase == "in_service" and status.last_outcome == "rolled_back"
+    ):
         _take_back(context, registry, version, status, done.problem)
+
+
+def _given(value: Any, otherwise: Any) -> Any:
+    return otherwise if value is None else value
 
 
 def _gate(registry: ModelRegistry, version: ModelVersion) -> tuple[str, bool]:
@@ -386,6 +425,14 @@ def _take_back(
     ):
         return
     assert serving.model_version is not None
+    if not _can_be_fed(registry.version(version.name, serving.model_version)):
+        context.log.warning(
+            "%s v%d serves features of another definition: version %d stays champion",
+            version.name,
+            serving.model_version,
+            version.version,
+        )
+        return
     registry.restore(version.name, serving.model_version, version.version, reason)
     context.log.warning(
         "%s: version %d is champion again, version %d was taken back: %s",
@@ -394,6 +441,17 @@ def _take_back(
         version.version,
         reason,
     )
+
+
+def _can_be_fed(version: ModelVersion) -> bool:
+    """Whether the code still computes what a version reads; nights could not ask it otherwise."""
+    if version.name not in SIGNAL_MODELS:
+        return True
+    try:
+        require_same_features(version.name, version.bundle)
+    except FeatureSchemaMismatch:
+        return False
+    return True
 
 
 def _keep_archive(version: ModelVersion, archive: bytes) -> Path:
@@ -420,8 +478,12 @@ def newest_captured(endpoint: Endpoint, most: int) -> list[CapturedRequest]:
 
     if not most:
         return []
-    since = dt.datetime.now(dt.UTC) - dt.timedelta(days=REPLAY_DAYS)
-    return list(deque(endpoint.captured(since), maxlen=most))
+    now, newest = dt.datetime.now(dt.UTC), []
+    for days in (1, REPLAY_DAYS):  # a day holds enough where there is traffic
+        newest = list(deque(endpoint.captured(now - dt.timedelta(days=days)), maxlen=most))
+        if len(newest) == most:
+            break
+    return newest
 
 
 def progress_line(status: EndpointStatus) -> str:
@@ -443,21 +505,23 @@ def _report(asset: str, all_done: "list[_Deployed]") -> Iterator[dg.AssetCheckRe
 
     failed = {}
     for name in ("gate_passed", "preflight", "rollout"):
-        found = {d.plan.endpoint.name: d.checks[name] for d in all_done if d.plan and name in d.checks}
-        passed = all(fine for fine, _ in found.values()) and len(found) == len(all_done)
+        found = {d.endpoint.name: d.checks[name] for d in all_done if name in d.checks}
+        missing = {d.endpoint.name: d.problem for d in all_done if name not in d.checks}
         yield dg.AssetCheckResult(
             asset_key=dg.AssetKey([GROUP, asset]),
             check_name=name,
-            passed=passed,
-            description="; ".join(f"{endpoint}: {said}" for endpoint, (_, said) in found.items())
-            or "not reached",
+            passed=not missing and all(fine for fine, _ in found.values()),
+            description="; ".join(
+                [f"{endpoint}: {said}" for endpoint, (_, said) in found.items()]
+                + [f"{endpoint}: not reached, {problem}" for endpoint, problem in missing.items()]
+            ),
         )
-    rows, problems, comparison = [], [], []
+    rows: list[dict[str, object]] = []
+    problems: list[dict[str, object]] = []
+    comparison: list[dict[str, object]] = []
     figures = {}
     for done in all_done:
-        assert done.plan is not None
-        status, version = done.status, done.plan.version
-        assert status is not None
+        status = done.status or EndpointStatus(done.endpoint.name, "absent")
         if done.problem:
             failed[status.name] = done.problem
         rows.append(
@@ -465,7 +529,7 @@ def _report(asset: str, all_done: "list[_Deployed]") -> Iterator[dg.AssetCheckRe
                 "endpoint": status.name,
                 "serves": f"{status.model} v{status.model_version}" if status.model else status.phase,
                 "outcome": "failed" if done.problem else ("deployed" if done.changed else "unchanged"),
-                "asked for": f"{version.name} v{version.version}",
+                "asked for": f"{done.model} v{done.plan.version.version}" if done.plan else done.model,
                 "config": status.config or "",
                 "before": status.previous_config or "",
                 "phase": status.phase,
@@ -503,8 +567,8 @@ def how_to_ask(all_done: "list[_Deployed]") -> dg.MarkdownMetadataValue:
     """A request that a person can paste into a shell."""
     lines = []
     for done in all_done:
-        assert done.plan is not None
-        assert done.status is not None
+        if done.plan is None or done.status is None:
+            continue
         status = done.status
         if done.plan.description["kind"] == "execution":
             ticker = min(done.plan.description["markets"])
@@ -549,24 +613,31 @@ def captured_requests(
     import pyarrow.compute as pc
 
     spec = tables.CAPTURED_REQUESTS
-    stored = warehouse.read(spec, columns=["event_id", "endpoint", "available_at"])
+    stored = warehouse.read(spec, columns=["event_id"])
     known = set(stored["event_id"].to_pylist())
-    rows, outside, unreadable = [], 0, 0
+    rows, outside, unreadable, unseen = [], 0, 0, {}
+    read_until = _read_until()
     for name in (EXECUTION_ENDPOINT, *(endpoint_name(model) for model in SIGNAL_MODELS)):
-        of = stored.filter(pc.equal(stored["endpoint"], name))
+        newest = read_until.get(name)
         # An hour again: files of several processes are not in order, and SageMaker's come late.
-        since = pc.max(of["available_at"]).as_py() - dt.timedelta(hours=1) if of.num_rows else None
-        for request in endpoints.endpoint(name).captured(since):
-            if request.event_id in known:
-                continue
-            known.add(request.event_id)
-            row = captured_row(request)
-            if row is None:
-                unreadable += 1
-            elif not CALENDAR.is_session(row["session"]):  # type: ignore[arg-type]
-                outside += 1
-            else:
-                rows.append(row)
+        since = dt.datetime.fromisoformat(newest) - dt.timedelta(hours=1) if newest else None
+        try:
+            for request in endpoints.endpoint(name).captured(since):
+                read_until[name] = max(read_until.get(name, ""), request.at.isoformat())
+                if request.event_id in known:
+                    continue
+                row = captured_row(request)
+                if row is None:
+                    unreadable += 1
+                elif not CALENDAR.is_session(row["session"]):  # type: ignore[arg-type]
+                    outside += 1
+                else:
+                    known.add(request.event_id)
+                    rows.append(row)
+        except EndpointError as error:
+            # The night goes on: what was captured stays where it is, and the next one brings it in.
+            unseen[name] = str(error)
+            context.log.warning("%s: captured requests cannot be read: %s", name, error)
     if rows:
         new = pa.Table.from_pylist(rows, schema=spec.arrow_schema)
         bounds = pc.min_max(new["session"]).as_py()
@@ -575,6 +646,7 @@ def captured_requests(
         warehouse.write(
             spec, pa.concat_tables([before.cast(new.schema), new]), *slice_of, {"run_id": context.run.run_id}
         )
+    _remember_read_until(read_until)
     if unreadable:
         context.log.warning("%d captured requests hold no answer of ours and were left out", unreadable)
     counts: dict[tuple[str, str], int] = {}
@@ -583,15 +655,41 @@ def captured_requests(
         counts[at] = counts.get(at, 0) + 1
     return dg.MaterializeResult(
         metadata={
-            "dagster/row_count": len(known) if not rows else stored.num_rows + len(rows),
+            "dagster/row_count": stored.num_rows + len(rows),
             "new": len(rows),
             "outside the calendar": outside,
             "unreadable": unreadable,
+            **(
+                {
+                    "endpoints that cannot be read": markdown_table(
+                        [{"endpoint": k, "why": v} for k, v in unseen.items()]
+                    )
+                }
+                if unseen
+                else {}
+            ),
             "new by session": markdown_table(
                 [{"endpoint": e, "session": s, "requests": n} for (e, s), n in sorted(counts.items())]
             ),
         }
     )
+
+
+def _read_until() -> dict[str, str]:
+    """Endpoint -> instant of the newest request that was looked at; empty where nobody knows, and all is looked at again."""
+    try:
+        return dict(json.loads((settings().endpoints_dir / READ_UNTIL_FILE).read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _remember_read_until(instants: Mapping[str, str]) -> None:
+    folder = settings().endpoints_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".read-")
+    with os.fdopen(handle, "w") as file:
+        json.dump(dict(instants), file)
+    os.replace(temporary, folder / READ_UNTIL_FILE)
 
 
 def captured_row(request: CapturedRequest) -> dict[str, object] | None:

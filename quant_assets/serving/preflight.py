@@ -32,10 +32,15 @@ from quant_resources.endpoints import JSON, CapturedRequest, EndpointError
 
 READY_SECONDS = 30.0
 REQUEST_SECONDS = 10.0
+NOT_READY = 503  # what /ping says when the model fails the app's self-test
 COST_TOLERANCE_BPS = 1e-6
 # A canary whose plans cost so much more than VWAP, beyond what those of the current config do, is no improvement, whatever its gate
 # said. Costs themselves are not compared: they are expected in each bundle's own market.
 MOST_EXTRA_COST_BPS = 2.0
+
+
+class BundleRefused(EndpointError):
+    """The app starts and refuses the bundle: another machine or another day would change nothing."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Preflight:
         problems: one row each: what was tried, what was wrong; empty is passed.
         trials: smoke and contract requests that were made.
         replayed: captured requests that were asked again.
+        outside: captured requests that this bundle does not take: of other inputs, of tickers that it does not know.
         comparison: measures of new against current answers on those, one row each.
         latency_ms: of all 200 answers.
         ready_seconds: from the start of the process to its first answer.
@@ -71,6 +77,7 @@ class Preflight:
     problems: list[dict[str, object]] = field(default_factory=list)
     trials: int = 0
     replayed: int = 0
+    outside: int = 0
     comparison: list[dict[str, object]] = field(default_factory=list)
     latency_ms: list[float] = field(default_factory=list)
     ready_seconds: float = math.nan
@@ -86,8 +93,9 @@ class Preflight:
             first = self.problems[0]
             return f"{len(self.problems)} problems, the first: {first['tried']}: {first['problem']}"
         p99 = float(np.quantile(self.latency_ms, 0.99)) if self.latency_ms else math.nan
+        left_out = f" ({self.outside} of other inputs or tickers left out)" if self.outside else ""
         return (
-            f"{self.trials} contract requests and {self.replayed} captured ones answered as they must be, "
+            f"{self.trials} contract requests and {self.replayed} captured ones{left_out} answered as they must be, "
             f"p99 {p99:.1f} ms, ready after {self.ready_seconds:.1f} s"
         )
 
@@ -111,7 +119,8 @@ def run_preflight(
         progress: told each stage in a line.
 
     Raises:
-        EndpointError: the app did not start; with the end of what it said.
+        BundleRefused: the app does not serve the bundle; with the end of what it said.
+        EndpointError: it did not start in time.
     """
     say = progress or (lambda _: None)
     done = Preflight()
@@ -123,6 +132,10 @@ def run_preflight(
             trials = execution_trials(description, calendar)
         else:
             trials = [Trial(f"rows {i}", body) for i, body in enumerate(examples)] + refused_anywhere()
+        if not any(trial.status == 200 for trial in trials):
+            done.problems.append(
+                {"tried": "contract", "problem": "no example: there are no stored rows to ask about"}
+            )
         for trial in trials:
             _try(done, client, trial, description, calendar)
         say(f"preflight: {done.trials} contract requests, {len(done.problems)} problems")
@@ -136,7 +149,8 @@ def app_process(bundle: Path) -> Iterator[Any]:
     """The app on a bundle in a process of its own; gives an `httpx.Client` and ends the process.
 
     Raises:
-        EndpointError: it did not become ready.
+        BundleRefused: it ended by itself, or its self-test failed.
+        EndpointError: it did not become ready in time.
     """
     import httpx
 
@@ -145,7 +159,7 @@ def app_process(bundle: Path) -> Iterator[Any]:
         tempfile.TemporaryFile() as said,
     ):
         port = listening.getsockname()[1]
-        command = [sys.executable, "-m", "quant_assets.serving", "--bundle", str(bundle)]
+        command = [sys.executable, "-P", "-m", "quant_assets.serving", "--bundle", str(bundle)]
         process = subprocess.Popen(
             [*command, "--fd", str(listening.fileno())],
             pass_fds=[listening.fileno()],
@@ -170,21 +184,24 @@ def app_process(bundle: Path) -> Iterator[Any]:
 def _wait_until_ready(process: subprocess.Popen[bytes], client: Any, said: Any, bundle: Path) -> None:
     import httpx
 
-    deadline, why = time.monotonic() + READY_SECONDS, "no answer"
+    deadline, why, refused = time.monotonic() + READY_SECONDS, "no answer", False
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            why = f"it ended with exit code {process.returncode}"
+            # A signal is somebody else's doing; an exit code is the app's own word.
+            why, refused = f"it ended with exit code {process.returncode}", process.returncode > 0
             break
         try:
             answer = client.get("/ping", timeout=1.0)
             if answer.status_code == 200:
                 return
             why = f"/ping answers {answer.status_code}: {answer.text[:200]}"
+            if refused := answer.status_code == NOT_READY:
+                break
         except httpx.TransportError as error:
             why = f"{type(error).__name__}: {error}"
         time.sleep(0.02)
     said.seek(0)
-    raise EndpointError(
+    raise (BundleRefused if refused else EndpointError)(
         f"the app does not serve {bundle}: {why}. It said: {said.read()[-2000:].decode(errors='replace').strip() or 'nothing'}"
     )
 
@@ -364,6 +381,9 @@ def _replay(
 ) -> None:
     pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
     for request in captured:
+        if not _takes(description, request.request):
+            done.outside += 1
+            continue
         tried = f"captured request {request.event_id} of {request.at:%Y-%m-%d %H:%M:%S}"
         answered = _ask(done, client, tried, request.request.encode())
         if answered is None:
@@ -377,8 +397,8 @@ def _replay(
         )
         if problem:
             done.problems.append({"tried": tried, "problem": problem})
-        else:
-            pairs.append((json.loads(content), json.loads(request.response)))
+        elif comparable := _as_answer(request.response, description):
+            pairs.append((json.loads(content), comparable))
     if not pairs:
         return
     if description["kind"] == "execution":
@@ -402,6 +422,31 @@ def _replay(
                 sides.append(float(p["side"] != other["side"]))
     done.comparison.append(_row("probability of a long trade, new less current", np.array(moved)))
     done.comparison.append(_row("sides that differ", np.array(sides)))
+
+
+def _takes(description: Mapping[str, Any], body: str) -> bool:
+    """Whether a captured request is one of this bundle's kind, inputs and tickers: a model of other features has another contract."""
+    try:
+        request = json.loads(body)
+        if description["kind"] == "execution":
+            return bool(request["ticker"] in description["markets"])
+        rows = request.get("rows") or []
+        return all(set(row["features"]) == set(description["inputs"]) for row in rows)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _as_answer(body: str, description: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A captured answer that can be compared; None for one of an older format."""
+    try:
+        answer = json.loads(body)
+        if description["kind"] == "execution":
+            _beyond_vwap(answer)
+        else:
+            {(p["symbol"], p["session"], p["probability_long"], p["side"]) for p in answer["predictions"]}
+    except (KeyError, TypeError, ValueError):
+        return None
+    return dict(answer)
 
 
 def _beyond_vwap(answer: Mapping[str, Any]) -> float:
