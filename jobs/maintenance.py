@@ -1,10 +1,12 @@
-"""Housekeeping of the warehouse."""
+"""Housekeeping of the warehouse and of captured requests."""
 
 import datetime as dt
 
 import dagster as dg
 
+from quant_assets.partitions import settings
 from quant_resources.calendar import NEW_YORK
+from quant_resources.endpoints.captured import remove_captured
 from quant_resources.iceberg import Warehouse
 
 
@@ -12,7 +14,7 @@ class MaintenanceConfig(dg.Config):
     """How long old snapshots stay readable.
 
     Attributes:
-        keep_days: snapshots and unreferenced files younger than this stay.
+        keep_days: snapshots, unreferenced files and captured requests (the nights have stored them) younger than this stay.
     """
 
     keep_days: float = 30.0
@@ -26,10 +28,13 @@ def maintain_tables(
     for name in warehouse.table_names():
         done = warehouse.maintain(name, dt.timedelta(days=config.keep_days))
         context.log.info("%s: %s", name, ", ".join(f"{k} {v:,}" for k, v in done.items()))
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=config.keep_days)
+    removed = remove_captured(settings().endpoints_dir, before)
+    context.log.info("%d files of captured requests from before %s removed", removed, before)
 
 
 @dg.job(
-    description="Expire Iceberg snapshots and delete orphaned files. Models' lineage names snapshots, so keep them as "
+    description="Expire Iceberg snapshots, delete orphaned files and old captured requests of local endpoints. Models' lineage names snapshots, so keep them as "
     "long as you want to retrace a model.",
     executor_def=dg.in_process_executor,
 )

@@ -208,6 +208,10 @@ def test_from_champion_to_endpoint_and_back(world: World) -> None:
     stop = threading.Event()
 
     def traffic() -> None:
+        # What was captured before is replayed before: only what comes under canary is new to it.
+        while world.endpoint.status().phase != "updating":
+            if stop.wait(0.1):
+                return
         for number in range(MOST_REQUESTS):
             world.endpoint.invoke(world.body(trap=number % 2 == 1))
             if stop.wait(0.02):
@@ -249,11 +253,11 @@ def test_from_champion_to_endpoint_and_back(world: World) -> None:
         == f"{NAME} rolled back"
     )
 
-    # A person approves the better one after all.
-    approved = world.run(
-        "approve_job", approve_version={"model": MODEL, "version": better.version, "approved_by": "Ada"}
-    )
-    assert approved.success
+    # A person approves the better one after all; that it was rolled back has to be overruled by name.
+    approval = {"model": MODEL, "version": better.version, "approved_by": "Ada"}
+    assert not world.run("approve_job", approve_version=approval).success
+    assert world.registry.champion(MODEL).version == 1
+    assert world.run("approve_job", approve_version={**approval, "although_it_failed": True}).success
     standing = [s for s in world.registry.standing() if s.name == MODEL and s.alias == CHAMPION]
     assert [(s.version, s.approved) for s in standing] == [(better.version, True)]
     tags = world.registry.client.get_model_version(MODEL, str(better.version)).tags

@@ -50,7 +50,7 @@ from quant_assets.monitoring.watched import (
     classifier_rows,
     scope_of,
 )
-from quant_assets.partitions import CALENDAR, SESSIONS, look_back, run_sessions, settings
+from quant_assets.partitions import CALENDAR, SESSIONS, look_back, run_sessions
 from quant_assets.presentation import (
     data_version,
     figure_markdown,
@@ -394,7 +394,7 @@ def _watch_classifier(
         reference = make_reference(
             read(train_first, trained),
             parameters,
-            RememberedNulls(settings().home / "monitoring", model),
+            RememberedNulls(warehouse.home / "monitoring", model),
         )
     except DriftError as error:
         return _Watched(notes=[f"{name} is not watched: {error}"])

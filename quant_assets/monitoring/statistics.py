@@ -88,7 +88,8 @@ class ReferenceColumn:
                 f"a reference of {len(values)} values, from {values[:1]} to {values[-1:]}: at least one is needed and "
                 "all have to be finite"
             )
-        edges = np.unique(np.quantile(values, np.arange(1, bins) / bins))
+        # Quantiles that are values of the reference: an edge between two values could fall on either side of a tie by rounding.
+        edges = np.unique(np.quantile(values, np.arange(1, bins) / bins, method="inverted_cdf"))
         edges = edges[edges < values[-1]]
         shares = np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1) / len(values)
         return ReferenceColumn(values, edges, shares, float(values.mean()), float(values.std()))
@@ -240,14 +241,13 @@ def effective_draws(values: np.ndarray, group: np.ndarray) -> float:
     n, groups = len(values), len(size)
     if groups == n:
         return float(n)
-    means = np.bincount(code, values) / size
-    within = ((values - means[code]) ** 2).sum() / (n - groups)
-    # Size of a typical group where they differ (Kish).
-    typical = (n - (size**2).sum() / n) / (groups - 1) if groups > 1 else float(n)
-    between = (size * (means - values.mean()) ** 2).sum() / (groups - 1) if groups > 1 else 0.0
-    if groups == 1 or between + (typical - 1) * within <= 0:
-        correlation = 1.0
-    else:
+    correlation = 1.0
+    if groups > 1 and np.ptp(values) > 0:
+        means = np.bincount(code, values) / size
+        within = ((values - means[code]) ** 2).sum() / (n - groups)
+        between = (size * (means - values.mean()) ** 2).sum() / (groups - 1)
+        # Size of a typical group where they differ (Kish).
+        typical = (n - (size**2).sum() / n) / (groups - 1)
         correlation = min(max((between - within) / (between + (typical - 1) * within), 0.0), 1.0)
     return float(n / (1 + (n / groups - 1) * correlation))
 

@@ -112,6 +112,22 @@ def read_captured(
             skipped += left_out
 
 
+def remove_captured(folder: Path, before: dt.datetime) -> int:
+    """Delete the files of hours that ended before an instant; how many.
+
+    Args:
+        folder: as for `read_captured`.
+        before: has a time zone.
+    """
+    removed = 0
+    for path in Path(folder).rglob("*.jsonl"):
+        found = HOUR.search(path.as_posix())
+        if found and dt.datetime(*map(int, found.groups()), tzinfo=dt.UTC) + dt.timedelta(hours=1) <= before:  # type: ignore[misc, arg-type]
+            path.unlink(missing_ok=True)
+            removed += 1
+    return removed
+
+
 def _read_file(path: Path, left_out: list[str]) -> Iterator[CapturedRequest]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):

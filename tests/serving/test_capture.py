@@ -335,3 +335,16 @@ def test_a_file_cut_anywhere_gives_all_its_whole_lines(tmp_path_factory, data):
     # The end of a line is not part of what makes it whole.
     expected = sum(1 for at, byte in enumerate(whole) if byte == ord("\n") and at <= kept)
     assert len(list(read_captured(folder))) == expected
+
+
+def test_old_captured_requests_are_removed_and_newer_ones_stay(tmp_path: Path) -> None:
+    from quant_resources.endpoints.captured import remove_captured
+
+    old, new = (
+        tmp_path / "execution" / "capture" / "c" / part for part in ("2026/01/05/14", "2026/01/05/15")
+    )
+    for hour in (old, new):
+        hour.mkdir(parents=True)
+        (hour / "x-1.jsonl").write_text("{}\n")
+    assert remove_captured(tmp_path, dt.datetime(2026, 1, 5, 15, 30, tzinfo=dt.UTC)) == 1
+    assert [path.parent for path in tmp_path.rglob("*.jsonl")] == [new]
