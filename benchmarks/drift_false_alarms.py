@@ -5,7 +5,7 @@ Belongs here: stationary worlds, worlds whose volatility changes, the textbook's
 
 A world is some thousand sessions of three symbols with constant parameters. The model learns from the first 1,300, and every event in
 the 500 after them is false. Then the same world again, with returns that are multiplied from a session on. *Theirs* is what a text on
-drift detection does: a two-sample Kolmogorov-Smirnov test per column that counts every row as independent (scipy's asymptotic one), the
+drift detection does: a two-sample Kolmogorov-Smirnov test per column that counts every row as independent, the
 same windows, the same Holm correction, the same rule for events. `ratio` is their sessions in a false event over ours.
 """
 
@@ -125,9 +125,15 @@ def returns(world: World, rng: np.random.Generator, sessions: int) -> np.ndarray
     return out[burn_in:]
 
 
-def bars_of(log_returns: np.ndarray, rng: np.random.Generator) -> pa.Table:
-    """Daily bars as `market.bars` has them: the open is the close before, highs and lows lie a part of a move beyond."""
-    sessions = CALENDAR.sessions(CALENDAR.first, CALENDAR.last)[: len(log_returns)]
+def bars_of(log_returns: np.ndarray, rng: np.random.Generator, first: int = 0) -> pa.Table:
+    """Daily bars as `market.bars` has them: the open is the close before, highs and lows lie a part of a move beyond.
+
+    Args:
+        log_returns: shape (sessions, symbols).
+        rng: of the highs and lows.
+        first: place of the first session on the calendar.
+    """
+    sessions = CALENDAR.sessions(CALENDAR.first, CALENDAR.last)[first : first + len(log_returns)]
     close = 50 * np.exp(np.cumsum(log_returns, axis=0))
     opening = np.vstack([np.full((1, close.shape[1]), 50.0), close[:-1]])
     wick = np.exp(0.5 * DAILY_VOLATILITY * np.abs(rng.standard_normal((2, *close.shape))))
@@ -178,7 +184,7 @@ class Classifier:
     """A network trained on a world's first sessions, and the rows that are watched of it."""
 
     def __init__(
-        self, world: World, bars: pa.Table, tables: Mapping[str, pa.Table], seed: int, until: int
+        self, world: World, bars: pa.Table, tables: Mapping[str, pa.Table], seed: int, first: int, until: int
     ) -> None:
         from quant_assets.models.dataset import make_dataset
         from quant_assets.models.mlp import MlpParameters, train
@@ -188,9 +194,11 @@ class Classifier:
         outcomes = LABELS.conform(labels(bars, CALENDAR, *span))
         data = make_dataset(list(tables.values()), outcomes, inputs)
         position = np.array([CALENDAR.ordinal(day) for day in data.session.astype(object)])
-        fitted, held_out = (data.take((position >= low) & (position < high)) for low, high in (
-            (0, until - REFERENCE_SESSIONS // 5), (until - REFERENCE_SESSIONS // 5, until)
-        ))  # fmt: skip
+        validated = until - (until - first) // 5
+        fitted, held_out = (
+            data.take((position >= low) & (position < high))
+            for low, high in ((0, validated), (validated, until))
+        )
         parts = [(part.x, part.y, part.symbol) for part in (fitted, held_out)]
         self.network = train(inputs, parts[0], parts[1], MlpParameters(seed=seed))
         self.bundle = {"inputs": list(inputs), "tables": list(tables)}
@@ -252,37 +260,38 @@ def _ours(scored: Scored) -> list[bool]:
 
 
 def naive(scored: Scored, reference_rows: int) -> list[bool]:
-    """Whether any column drifts by p-values that count every row as independent: those of `ks_2samp(..., method="asymp")`."""
-    from scipy.stats import kstwo
+    """Whether any column drifts by p-values that count every row as independent: Kolmogorov's limit, as every text has it."""
+    from scipy.special import kolmogorov
 
     rows = scored.window_rows[:, None]
-    p = kstwo.sf(
-        scored.found[..., STATISTICS.index("ks")], np.round(reference_rows * rows / (reference_rows + rows))
-    )
+    size = np.sqrt(reference_rows * rows / (reference_rows + rows))
+    p = kolmogorov(size * scored.found[..., STATISTICS.index("ks")])
     return [bool(holm(of_session).min() < PARAMETERS.alpha) for of_session in p]
 
 
-def run_world(task: tuple[World, int]) -> tuple[str, Outcome]:
-    """Everything about one world; the same task gives the same numbers."""
-    world, seed = task
+def run_world(task: tuple[World, int, int]) -> tuple[str, Outcome]:
+    """Everything about one world (law, seed, sessions of reference); the same task gives the same numbers."""
+    world, seed, reference_sessions = task
     rng = np.random.default_rng([seed, *world.name.encode()])
     outcome, per_year = Outcome(), YEAR / FRESH_SESSIONS
-    length = WARM_UP + REFERENCE_SESSIONS + FRESH_SESSIONS
+    length = WARM_UP + reference_sessions + FRESH_SESSIONS
     classifier = None
     if world.toy is not None:
-        rows = toy_rows(world.toy, rng, REFERENCE_SESSIONS + FRESH_SESSIONS)
+        rows = toy_rows(world.toy, rng, reference_sessions + FRESH_SESSIONS)
     else:
         moves = returns(world, rng, length)
         bars = bars_of(moves, np.random.default_rng([seed, 1]))
         news = news_of(bars, np.random.default_rng([seed, 2])) if world.news else None
         tables = feature_tables(bars, news)
         start = CALENDAR.ordinal(bars["session"][0].as_py())
-        classifier = Classifier(world, bars, tables, seed, start + WARM_UP + REFERENCE_SESSIONS)
+        classifier = Classifier(
+            world, bars, tables, seed, start + WARM_UP, start + WARM_UP + reference_sessions
+        )
         rows = classifier.rows(tables)
     first = int(rows.session[0])
     if classifier is not None:
         first = start + WARM_UP
-    until = first + REFERENCE_SESSIONS
+    until = first + reference_sessions
     trained = rows.take((rows.session >= first) & (rows.session < until))
     reference = make_reference(trained, PARAMETERS)
     fresh = range(until, until + FRESH_SESSIONS)
@@ -293,16 +302,16 @@ def run_world(task: tuple[World, int]) -> tuple[str, Outcome]:
     outcome.naive_events, outcome.naive_sessions = count * per_year, inside * per_year
     if classifier is None:
         return world.name, outcome
-    change = WARM_UP + REFERENCE_SESSIONS + CHANGE_AFTER
+    # Features and windows reach back so far; what came before is as it was.
+    change, back = WARM_UP + reference_sessions + CHANGE_AFTER, WARM_UP + 2 * PARAMETERS.window_sessions
     for factor in FACTORS:
-        changed = moves[: change + AFTER_SESSIONS].copy()
-        changed[change:] *= factor
-        bars = bars_of(changed, np.random.default_rng([seed, 1]))
-        shifted = classifier.rows(
-            feature_tables(bars, news_of(bars, np.random.default_rng([seed, 2])) if world.news else None)
-        )
+        changed = moves[change - back : change + AFTER_SESSIONS].copy()
+        changed[back:] *= factor
+        bars = bars_of(changed, np.random.default_rng([seed, 3]), change - back)
+        news = news_of(bars, np.random.default_rng([seed, 4])) if world.news else None
         after = range(start + change, start + change + AFTER_SESSIONS)
-        place = _events_in(_ours(score(reference, shifted, after, scope_of)))[2]
+        scored = score(reference, classifier.rows(feature_tables(bars, news)), after, scope_of)
+        place = _events_in(_ours(scored))[2]
         outcome.delays[factor] = np.inf if place is None else place + 1
     return world.name, outcome
 
@@ -361,10 +370,16 @@ def main() -> None:
     """Simulate, count, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worlds", type=int, default=40, help="of each kind (40)")
+    parser.add_argument(
+        "--reference",
+        type=int,
+        default=REFERENCE_SESSIONS,
+        help=f"sessions of the reference ({REFERENCE_SESSIONS})",
+    )
     parser.add_argument("--jobs", type=int, default=-1, help="processes (one per core)")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    tasks = [(world, seed) for world in WORLDS for seed in range(arguments.worlds)]
+    tasks = [(world, seed, arguments.reference) for world in WORLDS for seed in range(arguments.worlds)]
     outcomes: dict[str, list[Outcome]] = {world.name: [] for world in WORLDS}
     for name, outcome in Compute("loky", arguments.jobs).map(run_world, tasks):
         outcomes[name].append(outcome)
@@ -417,7 +432,7 @@ def main() -> None:
         ours={**spread(ours, "sessions in a false event per 250"), "mean": round(statistics.mean(ours), 4),
               "false_events_per_250": round(count / all_years, 4), "interval": [round(low, 4), round(high, 4)]},
         theirs={**spread(theirs, "sessions in a false event per 250"), "mean": round(statistics.mean(theirs), 2)},
-        work=f"{arguments.worlds} stationary worlds of each of {len(WORLDS)} kinds, {REFERENCE_SESSIONS} sessions of reference and "
+        work=f"{arguments.worlds} stationary worlds of each of {len(WORLDS)} kinds, {arguments.reference} sessions of reference and "
         f"{FRESH_SESSIONS} after them, {len(SYMBOLS)} symbols; ours: PSI, KS and Wasserstein against windows of the reference, theirs: KS "
         f"with i.i.d. p-values; windows of {PARAMETERS.window_sessions} sessions, Holm at {PARAMETERS.alpha:g}, events after "
         f"{PARAMETERS.hysteresis_sessions} sessions in both",

@@ -193,7 +193,7 @@ class Traffic:
             order = {"ticker": POSTERIOR_SYMBOL, "shares": 10 + number % 500, "horizon_minutes": minutes}
             return "execution", {**order, "start": self.start_at.isoformat()}
         row = self.rows[number % len(self.rows)]
-        if self.trap and number % 2:
+        if self.trap:
             row = {**row, "features": {**row["features"], TRAP_INPUT: TRAP_VALUE}}
         return ENDPOINT, {"rows": [row]}
 
@@ -368,7 +368,8 @@ class DriftDemo:
         self.ask_about(self.calendar.shift(SHIFT, -11))
         self.traffic.begin()
         print(
-            f"  traffic: {REQUESTS_A_SECOND:g} requests a second to {base}, until the supervisor is killed", flush=True
+            f"  traffic: {REQUESTS_A_SECOND:g} requests a second to {base}, until the supervisor is killed",
+            flush=True,
         )
 
     def quiet_nights(self) -> None:

@@ -77,12 +77,12 @@ class World:
         quick = {"serving__execution_endpoint": QUICK, "serving__signal_endpoint": QUICK}
         return self.run("deploy_job", **quick)
 
-    def launch(self, request: dg.RunRequest) -> dg.ExecuteInProcessResult:
+    def launch(self, request: dg.RunRequest, bake_seconds: float = 3.0) -> dg.ExecuteInProcessResult:
         """What a sensor asked for."""
         ops = {name: dict(value["config"]) for name, value in request.run_config["ops"].items()}
         for config in ops.values():
             if request.job_name == "deploy_job":
-                config |= QUICK
+                config |= {**QUICK, "bake_seconds": bake_seconds}
         only = tuple(key.to_user_string() for key in request.asset_selection or ())
         return self.run(str(request.job_name), only, **ops)
 
@@ -206,28 +206,30 @@ def test_from_champion_to_endpoint_and_back(world: World) -> None:
     broken = world.register(champion, trap_network(len(champion.bundle["inputs"]), trap, [0.4, 0.4]))
     (request,) = world.champions().run_requests
     stop = threading.Event()
+    asked: list[int] = []
 
     def traffic() -> None:
         # What was captured before is replayed before: only what comes under canary is new to it.
         while world.endpoint.status().phase != "updating":
             if stop.wait(0.1):
                 return
-        for number in range(MOST_REQUESTS):
-            world.endpoint.invoke(world.body(trap=number % 2 == 1))
+        for number in range(MOST_REQUESTS):  # in threes, as every second one goes to the canary
+            asked.append(world.endpoint.invoke(world.body(trap=number % 3 > 0)).status)
             if stop.wait(0.02):
                 return
 
     asking = threading.Thread(target=traffic)
     asking.start()
-    result = world.launch(request)
+    result = world.launch(request, bake_seconds=30.0)  # an alarm ends it long before
     stop.set()
     asking.join(30)
-    assert not result.success
+    said = [e.description for e in result.get_asset_check_evaluations()]
+    assert not result.success, (len(asked), said)
     assert checks(result) == {
         "signal_endpoint gate_passed": True,
         "signal_endpoint preflight": True,
         "signal_endpoint rollout": False,
-    }
+    }, said
     status = world.endpoint.status()
     assert (status.phase, status.model_version, status.last_outcome) == (
         "in_service",

@@ -18,6 +18,8 @@ from quant_assets.models.inference import FeatureSchemaMismatch, require_same_fe
 from quant_assets.monitoring import tables
 from quant_assets.monitoring.drift import (
     ENDPOINT_INPUT,
+    FEATURE,
+    PREDICTION,
     DriftError,
     DriftParameters,
     Reference,
@@ -97,7 +99,6 @@ class MonitoringConfig(dg.Config):
 
 
 def _parameters(config: MonitoringConfig) -> DriftParameters:
-
     return DriftParameters(
         window_sessions=config.window_sessions,
         alpha=config.alpha,
@@ -135,7 +136,6 @@ def performance(
     registry: dg.ResourceParam[ModelRegistry],
 ) -> dg.Output[pa.Table]:
     """Outcomes that became known in the run's sessions."""
-
     first, last = run_sessions(context)
     parameters = _parameters(config)
     champions = {model: registry.find(model) for model in config.models}
@@ -170,22 +170,29 @@ def performance(
         "series_sessions",
         "drifted",
     )
-    metadata: dict[str, object] = {
-        "summary": "; ".join(notes),
-        f"known at {last}": markdown_table(
-            [{k: "" if row[k] is None else row[k] for k in columns} for row in newest]
-        ),
-    }
-    recent = with_recent_sessions(warehouse, tables.PERFORMANCE, data, first, last)
-    if recent.num_rows:
-        from quant_assets.monitoring import plots
-
-        metadata["performance"] = figure_markdown(
-            plots.performance_figure(recent),
-            "Outcomes: mean of 20 sessions (thin), of ADWIN's window (thick), of the base rate (dotted)",
-        )
-    show(context, metadata)
+    show(
+        context,
+        {
+            "summary": "; ".join(notes),
+            f"known at {last}": markdown_table(
+                [{k: "" if row[k] is None else row[k] for k in columns} for row in newest]
+            ),
+            **_performance_figure(warehouse, data, first, last),
+        },
+    )
     return dg.Output(data, data_version=data_version(data, (first, last)))
+
+
+def _performance_figure(
+    warehouse: Warehouse, data: pa.Table, first: dt.date, last: dt.date
+) -> dict[str, object]:
+    from quant_assets.monitoring import plots
+
+    recent = with_recent_sessions(warehouse, tables.PERFORMANCE, data, first, last)
+    if not recent.num_rows:
+        return {}
+    caption = "Outcomes: mean of 20 sessions (thin), of ADWIN's window (thick), of the base rate (dotted)"
+    return {"performance": figure_markdown(plots.performance_figure(recent), caption)}
 
 
 def _signals_and_labels(
@@ -449,7 +456,6 @@ def _watch_execution(
     last: dt.date,
     parameters: DriftParameters,
 ) -> _Watched:
-
     champion = registry.find(model)
     if champion is None:
         return _Watched(
@@ -650,11 +656,14 @@ def _distributions(watched: Sequence[_Watched], newest: Sequence[dict[str, Any]]
         for one in watched
         if one.reference is not None and one.rows.num_rows
     }
-    found = []
-    features = [
-        row for row in newest if row["model"] in of_model and row["scope"] in ("feature", "prediction")
-    ]
-    for row in worst_columns(features, DISTRIBUTIONS_SHOWN):
+    found: list[Compared] = []
+    shown: set[str] = set()
+    rows = [row for row in newest if row["model"] in of_model and row["scope"] in (FEATURE, PREDICTION)]
+    for row in worst_columns(rows, len(rows)):
+        # Models share features; the same picture twice says nothing.
+        if (row["scope"] == FEATURE and row["column"] in shown) or len(found) == DISTRIBUTIONS_SHOWN:
+            continue
+        shown.add(row["column"])
         one = of_model[row["model"]]
         assert one.reference is not None
         assert one.live is not None

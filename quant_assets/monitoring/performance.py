@@ -15,8 +15,8 @@ Measures, one value per session, the mean over its outcomes:
 - `cost_residual_bps`: what a served schedule cost on the minute bars of its session, without the market's own move, less what the
   endpoint expected. The move has mean 0 and a standard deviation of a hundred times what a schedule decides.
 
-ADWIN (Bifet and Gavaldà 2007; river) keeps a window as long as its older and newer part agree in their mean, and drops the older part when
-they do not. It takes numbers between 0 and 1, so values are scaled by the first ones; and it takes them for independent, which labels of
+ADWIN (Bifet and Gavaldà 2007; river) keeps a window as long as its older and newer part agree in their mean, and sees a change when they do
+not; then it begins anew. It takes numbers between 0 and 1, so values are scaled by the first ones; and it takes them for independent, which labels of
 neighbouring sessions are not: docs/monitoring.md says how often it errs on such series.
 """
 
@@ -282,10 +282,10 @@ class Followed:
     """What ADWIN makes of a series, at each of its sessions; all of shape (n,).
 
     Attributes:
-        first: place in the series of the first session of its window.
+        first: place in the series of the first session of its window: of the newest change, or of the series.
         mean: of the values in the window.
-        mean_before: of the window's older part when it was last dropped, NaN before.
-        changed: whether it was dropped just now.
+        mean_before: of the window before the newest change, NaN before the first one.
+        changed: whether a change was seen just now.
         drifted: whether the newest change was for the worse and lies at most a window of sessions back.
     """
 
@@ -319,11 +319,11 @@ def follow(series: Series, parameters: DriftParameters, together: int) -> Follow
         for value in told:
             adwin.update(float(value))
         if len(told) and adwin.drift_detected:
-            newest = max(i + 1 - int(adwin.width), since + 1)
-            mean_before = series.value[since:newest].mean()
-            since, changed[i] = newest, True
-            worse = worse_sign * (series.value[since : i + 1].mean() - mean_before) > 0
+            # The part that ADWIN keeps is newer and still holds some of the old: good for the direction alone. It then begins anew.
+            kept = max(i + 1 - int(adwin.width), since + 1)
+            worse = worse_sign * (series.value[kept : i + 1].mean() - series.value[since:kept].mean()) > 0
             worse_at = series.session[i] if worse else None
+            mean_before, since, changed[i] = series.value[since:i].mean(), i, True
         first[i], mean[i], before[i] = since, series.value[since : i + 1].mean(), mean_before
         drifted[i] = worse_at is not None and series.session[i] - worse_at < parameters.window_sessions
     return Followed(first, mean, before, changed, drifted)

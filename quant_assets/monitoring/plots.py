@@ -57,8 +57,7 @@ def heat_figure(rows: pa.Table, alpha: float) -> Figure:
     tallest = max(len(c) for c in columns.values())
     figure = new_figure(6.2 * max(len(models), 1.4), 1.6 + 0.135 * tallest)
     axes = np.atleast_1d(figure.subplots(1, len(models), squeeze=False)[0])
-    colors = mpl.colormaps["magma_r"].copy()
-    colors.set_bad("#dddddd")
+    colors = mpl.colormaps["magma_r"].with_extremes(bad="#dddddd")
     image = None
     for ax, model in zip(axes, models, strict=True):
         part = frame[frame["model"] == model]
@@ -77,8 +76,10 @@ def heat_figure(rows: pa.Table, alpha: float) -> Figure:
         drifted = part["drifted"].to_numpy(bool)
         ax.plot(at[drifted], row[drifted], ls="", marker="s", ms=2.2, mfc="none", mec="#00e5ff", mew=0.7)
         going_on = part.groupby("session")["event_id"].first().notna().to_numpy()
+        above = ax.get_xaxis_transform()
         for i in np.flatnonzero(going_on):
-            ax.plot([i - 0.5, i + 0.5], [-1.4, -1.4], color=WORSE, lw=4, solid_capstyle="butt", clip_on=False)
+            ax.plot([i - 0.5, i + 0.5], [1.008, 1.008], color=WORSE, lw=3, transform=above, clip_on=False)
+        ax.set_ylim(len(place) - 0.5, -0.5)
         ax.set_yticks(range(len(place)), [name for _, name in place], fontsize=6)
         borders = np.flatnonzero(np.diff([SCOPES.index(scope) for scope, _ in place]))
         for border in borders:
@@ -110,18 +111,20 @@ def psi_figure(rows: pa.Table) -> Figure:
     for ax, model in zip(axes, models, strict=False):
         part = frame[frame["model"] == model]
         order = part.groupby(["scope", "column"]).agg(drifted=("drifted", "sum"), p=("p_value", "min"))
-        chosen = order.sort_values(["drifted", "p"], ascending=[False, True]).index[:MOST_LINES]
-        for color, (scope, column) in zip(COLORS, chosen, strict=False):
+        chosen: list[tuple[str, str]] = []
+        drawn: list[np.ndarray] = []
+        for scope, column in order.sort_values(["drifted", "p"], ascending=[False, True]).index:
+            psi = part.loc[(part["scope"] == scope) & (part["column"] == column), "psi"].to_numpy()
+            # The size of a return and its logarithm have the same quantile bins.
+            if not any(np.array_equal(psi, other) for other in drawn):
+                chosen.append((scope, column))
+                drawn.append(psi)
+            if len(chosen) == MOST_LINES:
+                break
+        for color, (scope, column), psi in zip(COLORS, chosen, drawn, strict=False):
             one = part[(part["scope"] == scope) & (part["column"] == column)]
             label = column if scope != "endpoint_input" else f"{column} (endpoint)"
-            ax.plot(
-                one["session"],
-                one["psi"],
-                color=color,
-                lw=1.1,
-                marker="." if len(one) < 2 else "",
-                label=label,
-            )
+            ax.plot(one["session"], psi, color=color, lw=1.1, marker="." if len(psi) < 2 else "", label=label)
         _shade_events(ax, part)
         ax.set_title(model, fontsize=10, loc="left")
         ax.set_ylabel("PSI, nats", fontsize=9)

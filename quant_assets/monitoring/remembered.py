@@ -5,6 +5,7 @@ Belongs here: files, written whole or not at all. Does not belong here: what ide
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -50,5 +51,6 @@ class RememberedNulls:
                 old.unlink(missing_ok=True)
         except OSError as error:
             logger.warning("%s cannot be written (%s): the next night computes it again", path, error)
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         return found

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from quant_assets.features import tables as feature_tables
 from quant_assets.models.inference import model_rows
-from quant_assets.monitoring.drift import FEATURE, PREDICTION, Rows
+from quant_assets.monitoring.drift import FEATURE, PREDICTION, Rows, day_at
 
 if TYPE_CHECKING:
     from quant_assets.models.mlp import OnnxMlp
@@ -149,8 +149,11 @@ def captured_order_rows(captured: pa.Table, bars: pa.Table, calendar: TradingCal
         request = json.loads(order["request"])
         known = _known(order["available_at"], calendar)
         horizon = float(request.get("horizon_minutes", SESSION_MINUTES))
-        daily = volume.before(request["ticker"], order["session"])
-        if known is None or not daily or abs(known - calendar.ordinal(order["session"])) > FRESH_SESSIONS:
+        if known is None or abs(known - calendar.ordinal(order["session"])) > FRESH_SESSIONS:
+            left_out += 1
+            continue
+        daily = volume.before(request["ticker"], order["session"], day_at(calendar, known))
+        if not daily:
             left_out += 1
             continue
         participation = np.log(request["shares"] / (daily * horizon / SESSION_MINUTES))
@@ -182,18 +185,18 @@ class _DailyVolume:
             days = [sessions[i] for i in at]
             self._by_symbol[str(name)] = (days, volume[at], np.cumprod(split[at]))
 
-    def before(self, symbol: str, session: dt.date) -> float | None:
-        """None where no earlier session is known."""
+    def before(self, symbol: str, session: dt.date, known: dt.date) -> float | None:
+        """Of sessions before `session` whose bars are there at the close of `known`; None where there are none."""
         if symbol not in self._by_symbol:
             return None
         days, volume, factor = self._by_symbol[symbol]
-        until = sum(day < session for day in days)
-        some = slice(max(until - VOLUME_SESSIONS, 0), until)
+        until = sum(day < session and day <= known for day in days)
         if not until:
             return None
-        # A split on the session itself is known before its open.
-        now = factor[until] if until < len(days) and days[until] == session else factor[until - 1]
-        return float((volume[some] * now / factor[some]).mean())
+        some = slice(max(until - VOLUME_SESSIONS, 0), until)
+        # The session's own bar tells of a split on it, once it is known.
+        own = until < len(days) and days[until] == session <= known
+        return float((volume[some] * factor[until if own else until - 1] / factor[some]).mean())
 
 
 def _known(instant: dt.datetime, calendar: TradingCalendar) -> int | None:
