@@ -603,6 +603,7 @@ def print_results(
             "server, ms",
             "client, ms",
             "busiest worker",
+            "others, cores",
         ],
         [
             [
@@ -610,6 +611,7 @@ def print_results(
                 middle(of.server_cpu_ms, 3),
                 middle(of.client_cpu_ms, 3),
                 f"{100 * median(of.largest_share):.0f} % of the work",
+                middle(of.others_cores),
             ]
             for name, of in sides.items()
         ],
@@ -618,7 +620,7 @@ def print_results(
     most = min(2.0, cores * server_ms / (server_ms + client_ms))
     print(
         f"\nThe client is one process on the same {cores} cores and takes {client_ms / server_ms:.0%} of what our server takes for an "
-        f"answer, so a second worker can bring at most {most:.2f} x here. Others took {middle(others)} cores meanwhile.\n",
+        f"answer, so a second worker can bring at most {most:.2f} x here.\nOthers took {middle(others)} cores while this was measured.\n",
         flush=True,
     )
 

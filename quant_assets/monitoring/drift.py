@@ -76,7 +76,7 @@ class DriftParameters:
     fewest_reference_windows: int = 8
     fewest_request_sessions: int = 5
     fewest_requests: int = 20
-    adwin_delta: float = 0.005
+    adwin_delta: float = 0.002
     adwin_scale_sessions: int = 50
 
     def __post_init__(self) -> None:
