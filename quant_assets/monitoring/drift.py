@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 FEATURE, PREDICTION, ENDPOINT_INPUT, PERFORMANCE = "feature", "prediction", "endpoint_input", "performance"
 # Which symbols a window of the reference keeps where the new one has fewer than usual.
 SUBSET_SEED = 20000301
+# Values of one column in memory at once; with hundreds of symbols all windows together would take gigabytes.
+VALUES_AT_ONCE = 1_000_000
 # Part of the identity of a null distribution: counts up when its computation changes.
 NULL_FORMAT = 1
 
@@ -188,12 +190,14 @@ def _measure(
     """Distances (windows, columns, 3), means and standard deviations (windows, columns) of the rows of each window."""
     found = np.empty((len(picked), len(columns), len(STATISTICS)))
     mean, sd = np.empty((2, len(picked), len(columns)))
-    for group in _by_length(picked).values():
-        at = np.stack([picked[i] for i in group])
-        for j, column in enumerate(columns):
-            part = values[:, j][at]
-            found[group, j] = distances(column, part)
-            mean[group, j], sd[group, j] = part.mean(axis=1), part.std(axis=1)
+    for length, group in _by_length(picked).items():
+        step = max(VALUES_AT_ONCE // max(length, 1), 1)
+        for some in (group[i : i + step] for i in range(0, len(group), step)):
+            at = np.stack([picked[i] for i in some])
+            for j, column in enumerate(columns):
+                part = values[:, j][at]
+                found[some, j] = distances(column, part)
+                mean[some, j], sd[some, j] = part.mean(axis=1), part.std(axis=1)
     return found, mean, sd
 
 

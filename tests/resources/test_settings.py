@@ -34,6 +34,16 @@ def test_without_any_variable_the_sample_runs_locally_and_bad_rows_fail(tmp_path
         "seed": 20000301,
         "compute_backend": "loky",
         "compute_jobs": -1,
+        "endpoint_backend": "local",
+        "endpoint_port": None,
+        "endpoint_workers": 1,
+        "endpoint_capture_share": 1.0,
+        "promotion": "auto",
+        "sagemaker_role_arn": None,
+        "sagemaker_image_uri": None,
+        "sagemaker_bucket": None,
+        "sagemaker_instance_type": "ml.m5.large",
+        "sagemaker_prefix": "quant",
         "duckdb_threads": 2,
         "duckdb_memory_gib": 4.0,
     }
@@ -42,7 +52,12 @@ def test_without_any_variable_the_sample_runs_locally_and_bad_rows_fail(tmp_path
 def test_every_folder_of_the_project_lies_under_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QUANT_HOME", str(tmp_path / "elsewhere"))
     settings = load_settings()
-    for folder in (settings.warehouse_dir, settings.signals_dir, settings.reports_dir):
+    for folder in (
+        settings.warehouse_dir,
+        settings.signals_dir,
+        settings.reports_dir,
+        settings.endpoints_dir,
+    ):
         assert folder.parent == tmp_path / "elsewhere"
 
 
@@ -204,3 +219,9 @@ def test_a_home_on_a_file_system_that_takes_no_files_is_named(home: str) -> None
     # The tests may run as root, whom no permission stops: /proc refuses even root, on mkdir and on the probe.
     with pytest.raises(SettingsError, match=f"QUANT_HOME={home} cannot be written: .*point QUANT_HOME at"):
         ensure_home(load_settings(home=home))
+
+
+def test_sagemaker_needs_a_role_an_image_and_a_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANT_ENDPOINT_BACKEND", "sagemaker")
+    with pytest.raises(SettingsError, match="needs QUANT_SAGEMAKER_ROLE_ARN"):
+        load_settings()
