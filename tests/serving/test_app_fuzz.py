@@ -10,6 +10,10 @@ import json
 
 import pytest
 import schemathesis
+
+# schemathesis imports it when its first case is made, deep inside Hypothesis; pytest then rewrites its assertions there, and CPython 3.11
+# has been seen to lose count of its recursion in that (SystemError in ast.parse).
+import schemathesis.specs.openapi.coverage._operation
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
