@@ -6,13 +6,13 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from jobs.deployment import ENDPOINTS
-from quant_assets.partitions import BRINGS_FEATURES_TAG, CALENDAR, FIRST_SESSION, LAST_SESSION
+from quant_assets.partitions import BRINGS_FEATURES_TAG, CALENDAR, FIRST_SESSION, LAST_SESSION, settings
 from quant_resources.calendar import NEW_YORK
 
 daily_signals_job = dg.define_asset_job(
     "daily_signals_job",
     selection=dg.AssetSelection.groups("market", "features", "serving", "monitoring")
-    - dg.AssetSelection.assets("market/securities")
+    - dg.AssetSelection.assets("market/securities", "market/peers")
     - ENDPOINTS,
     description="One session: bars and news in, features computed and proved, live signals out (from the deployed endpoints, or from the "
     "registered champions where those are down), captured requests in, drift measured.",
@@ -22,10 +22,20 @@ daily_signals_job = dg.define_asset_job(
 )
 
 
+# How long after a close the source is taken to have published the session.
+DELAY = dt.timedelta(minutes=settings().night_delay_minutes)
+
+
+def _after(hour: int) -> str:
+    """Cron of the tick that follows a close at `hour` o'clock, New York time."""
+    at = dt.timedelta(hours=hour) + DELAY
+    return f"{at.seconds // 60 % 60} {at.seconds // 3600} * * 1-5"
+
+
 @dg.schedule(
     job=daily_signals_job,
-    # Half an hour after the early close (13:00) and after the regular one (16:00), New York time.
-    cron_schedule=["30 13 * * 1-5", "30 16 * * 1-5"],
+    # Half an hour (QUANT_NIGHT_DELAY_MINUTES) after the early close and after the regular one.
+    cron_schedule=[_after(13), _after(16)],
     execution_timezone=NEW_YORK,
     description="After each close of the exchange, half days included; holidays are skipped with their name.",
 )
@@ -40,7 +50,7 @@ def daily_signals_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunReque
     if not CALENDAR.is_session(day):
         return dg.SkipReason(CALENDAR.why_closed(day))
     close = CALENDAR.close(day)
-    if close > tick.astimezone(dt.UTC):
+    if close + DELAY > tick.astimezone(dt.UTC):
         local = close.astimezone(ZoneInfo(NEW_YORK))
         return dg.SkipReason(f"session {day} closes at {local:%H:%M} New York; the later tick takes it")
     return dg.RunRequest(

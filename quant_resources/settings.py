@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 ENV_PREFIX = "QUANT_"
@@ -43,8 +43,9 @@ class Settings(BaseSettings):
     deployment: Literal["local"] = Field(
         "local", description="Which resources stand behind the assets; `local` needs no key and no network."
     )
-    source: Literal["sample", "files"] = Field(
-        "sample", description="Where market data come from: the bundled sample or a folder of yours."
+    source: Literal["sample", "files", "alpha_vantage", "alpaca"] = Field(
+        "sample",
+        description="Where market data come from: the bundled sample, a folder of yours, or a vendor with a key of yours.",
     )
     files_dir: Path | None = Field(
         None, description="Folder with bars/, minute_bars/ and news/ (source `files`)."
@@ -53,11 +54,70 @@ class Settings(BaseSettings):
     symbols: Annotated[tuple[str, ...] | None, NoDecode] = Field(
         None, description="Comma-separated tickers to keep; all that the source has when unset."
     )
+    news_symbols: Annotated[tuple[str, ...] | None, NoDecode] = Field(
+        None,
+        description="Comma-separated tickers whose news are brought in as well, such as competitors that are not traded (vendors).",
+    )
     first_session: dt.date | None = Field(
-        None, description="First session of the partitions (source `files`; the sample knows its own)."
+        None, description="First session of the partitions (files and vendors; the sample knows its own)."
     )
     last_session: dt.date | None = Field(
-        None, description="Last session of the partitions; open-ended when unset (source `files`)."
+        None, description="Last session of the partitions; open-ended when unset (files and vendors)."
+    )
+    minute_bars: bool = Field(
+        False, description="Whether a vendor is asked for minute bars as well; files have them or not."
+    )
+    overlap_sessions: int = Field(
+        5,
+        ge=0,
+        le=90,
+        description="Sessions before the wanted ones that a vendor is asked for again, for corrected bars.",
+    )
+    archive_only: bool = Field(
+        False, description="Whether tables are rebuilt from archived responses, without asking the vendor."
+    )
+    night_delay_minutes: int = Field(
+        30,
+        ge=5,
+        le=420,
+        description="Minutes from the exchange's close to the nightly run: as long as the vendor takes to publish.",
+    )
+    alpha_vantage_key: SecretStr | None = Field(None, description="Your key of Alpha Vantage.")
+    alpha_vantage_plan: Literal["free", "premium"] = Field(
+        "free",
+        description="free: the last 100 sessions, without dividends and splits; premium: whole history, adjusted, minutes.",
+    )
+    alpha_vantage_requests_per_minute: float = Field(
+        5.0, gt=0, le=12_000, description="Requests a minute that your plan allows."
+    )
+    alpha_vantage_requests_per_day: int | None = Field(
+        25, ge=1, description="Requests a day that your plan allows; 25 for a free key, 0 for no limit."
+    )
+    alpha_vantage_url: str = Field("https://www.alphavantage.co", description="Address of the service.")
+    alpaca_key_id: SecretStr | None = Field(None, description="Key ID of your Alpaca account.")
+    alpaca_secret_key: SecretStr | None = Field(None, description="Secret key of your Alpaca account.")
+    alpaca_feed: Literal["iex", "sip", "delayed_sip", "otc", "boats", "overnight"] = Field(
+        "iex", description="Exchanges behind bars and quotes: iex is free, sip (all) needs a subscription."
+    )
+    alpaca_requests_per_minute: float = Field(
+        200.0, gt=0, le=12_000, description="Requests a minute that your plan allows."
+    )
+    alpaca_quote_minutes: int = Field(
+        30, ge=1, le=390, description="Every how many minutes the quote is asked for that gives the spread."
+    )
+    alpaca_url: str = Field("https://data.alpaca.markets", description="Address of the service.")
+    news_scorer: Literal["lexicon", "bedrock"] = Field(
+        "lexicon",
+        description="Who scores news that come without sentiment: a word list on this machine, or a model on Bedrock.",
+    )
+    peer_finder: Literal["table", "bedrock"] = Field(
+        "table", description="Who names a symbol's competitors: curated tables, or a model on Bedrock."
+    )
+    peers_file: Path | None = Field(
+        None, description="CSV with symbol and peers of yours, before the bundled list (peer finder `table`)."
+    )
+    bedrock_model_id: str = Field(
+        "amazon.nova-lite-v1:0", description="Model that Bedrock is asked with (news scorer, peer finder)."
     )
     bad_rows: Literal["fail", "quarantine"] = Field(
         "fail", description="A bar, article or quote that breaks a rule fails the run, or is set aside."
@@ -118,7 +178,19 @@ class Settings(BaseSettings):
             raise ValueError("must be -1 (one per core) or at least 1")
         return value
 
-    @field_validator("symbols", mode="before")
+    @field_validator("alpha_vantage_requests_per_day", mode="before")
+    @classmethod
+    def _zero_is_no_limit(cls, value: object) -> object:
+        return None if str(value).strip() == "0" else value
+
+    @field_validator("alpha_vantage_url", "alpaca_url")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        if not re.fullmatch(r"https?://[^\s?#@]+", value):
+            raise ValueError("is no address: https://host, without key, question mark or spaces")
+        return value.rstrip("/")
+
+    @field_validator("symbols", "news_symbols", mode="before")
     @classmethod
     def _split_symbols(cls, value: object) -> object:
         if isinstance(value, str):
@@ -129,7 +201,7 @@ class Settings(BaseSettings):
                     raise ValueError(f"{symbol!r} is not a ticker (letters, digits, '.' or '-', at most 10)")
         return value or None
 
-    @field_validator("home", "files_dir")
+    @field_validator("home", "files_dir", "peers_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
@@ -141,6 +213,18 @@ class Settings(BaseSettings):
                 raise ValueError("QUANT_SOURCE=files needs QUANT_FILES_DIR, the folder that holds bars/")
             if not self.files_dir.is_dir():
                 raise ValueError(f"QUANT_FILES_DIR={self.files_dir} is not a folder")
+        needed = {
+            "alpha_vantage": ("alpha_vantage_key", "symbols"),
+            "alpaca": ("alpaca_key_id", "alpaca_secret_key", "symbols"),
+        }
+        for name in needed.get(self.source, ()):
+            # A key is not needed to read what was archived.
+            if not getattr(self, name) and not (self.archive_only and "key" in name):
+                raise ValueError(
+                    f"QUANT_SOURCE={self.source} needs {ENV_PREFIX}{name.upper()}. {type(self).model_fields[name].description}"
+                )
+        if self.peers_file is not None and not self.peers_file.is_file():
+            raise ValueError(f"QUANT_PEERS_FILE={self.peers_file} is no file")
         if self.endpoint_backend == "sagemaker":
             for name in ("sagemaker_role_arn", "sagemaker_image_uri", "sagemaker_bucket"):
                 if getattr(self, name) is None:
@@ -153,6 +237,11 @@ class Settings(BaseSettings):
                 f"QUANT_FIRST_SESSION={self.first_session} lies after QUANT_LAST_SESSION={self.last_session}"
             )
         return self
+
+    @property
+    def archive_dir(self) -> Path:
+        """Folder of what vendors answered, one compressed file per request."""
+        return self.home / "archive"
 
     @property
     def warehouse_dir(self) -> Path:
@@ -195,9 +284,8 @@ def load_settings(**overrides: object) -> Settings:
                 continue
             variable = ENV_PREFIX + field.upper()
             allowed = item["msg"].removeprefix("Value error, ")
-            lines.append(
-                f"{variable}={item['input']!r}: {allowed}. {Settings.model_fields[field].description}"
-            )
+            shown = "(secret)" if field.endswith(("_key", "_key_id")) else repr(item["input"])
+            lines.append(f"{variable}={shown}: {allowed}. {Settings.model_fields[field].description}")
         raise SettingsError("Wrong settings:\n  " + "\n  ".join(lines)) from None
 
 

@@ -16,6 +16,8 @@ TECHNICAL_INPUTS = (
     *(f"roc_{k}_pct" for k in ROC_PERIODS),
 )
 SENTIMENT_INPUTS = tuple(f"sentiment_sma_{k}" for k in SENTIMENT_PERIODS)
+COMPETITOR_INPUTS = tuple(f"competitor_sentiment_sma_{k}" for k in SENTIMENT_PERIODS)
+INDUSTRY_INPUTS = tuple(f"industry_sentiment_sma_{k}" for k in SENTIMENT_PERIODS)
 
 TECHNICAL = TableSpec(
     name="features.technical",
@@ -71,6 +73,55 @@ SENTIMENT = TableSpec(
                 f"relevance-weighted sentiment, mean of {k} session(s); a session without news counts as 0",
             )
             for k in SENTIMENT_PERIODS
+        ),
+        Column("source", "string", "source of the news; 'simulated' where it is not real", required=True),
+    ),
+    key=("symbol", "session"),
+    slice_column="session",
+    partition_by="year",
+)
+
+PEERS = TableSpec(
+    name="features.peers",
+    description="Sentiment of a symbol's competitors and of the other companies of its industry, from articles available at "
+    "the session's close.",
+    columns=(
+        SYMBOL,
+        SESSION,
+        AVAILABLE_AT,
+        Column(
+            "competitor_article_count",
+            "long",
+            "mentions of competitors in the session's articles",
+            required=True,
+        ),
+        Column(
+            "industry_article_count",
+            "long",
+            "mentions of others of the industry in the session's articles",
+            required=True,
+        ),
+        *(
+            Column(
+                f"competitor_sentiment_sma_{k}",
+                "double",
+                f"relevance-weighted sentiment of the competitors, mean of {k} session(s); none counts as 0",
+            )
+            for k in SENTIMENT_PERIODS
+        ),
+        *(
+            Column(
+                f"industry_sentiment_sma_{k}",
+                "double",
+                f"relevance-weighted sentiment of the others of the industry, mean of {k} session(s); none counts as 0",
+            )
+            for k in SENTIMENT_PERIODS
+        ),
+        Column(
+            "peers_as_of",
+            "date",
+            "day of the list of competitors that was used; after the session where no older list is known, null "
+            "where there is none",
         ),
         Column("source", "string", "source of the news; 'simulated' where it is not real", required=True),
     ),

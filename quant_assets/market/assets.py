@@ -3,19 +3,31 @@
 Belongs here: the Dagster face. Does not belong here: the rules (`validation.py`) and the sources
 (`quant_resources/sources`).
 
+A source that corrects itself is asked for a few sessions before the wanted ones as well: what differs there is written over what is
+stored, in a commit of its own, and reported as an update of those partitions. Where a source gives a part (a day's requests are used up), all
+of some symbols is stored, the others keep what they have, and `market.coverage` says when they are worth asking again.
+
 A row that breaks a rule never enters silently. With `QUANT_BAD_ROWS=fail` (default) the run fails before anything is
 written, and the failed check shows the rows; with `quarantine` they go to `market.<table>_quarantine` with the rule
 and the reason, the good rows are written, and the check warns.
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import dagster as dg
 import pyarrow as pa
 
-from quant_assets.market import tables, validation
-from quant_assets.partitions import CALENDAR, LAST_SESSION, SESSIONS, SYMBOLS, run_sessions, settings
+from quant_assets.market import arrivals, tables, validation
+from quant_assets.partitions import (
+    CALENDAR,
+    FIRST_SESSION,
+    LAST_SESSION,
+    SESSIONS,
+    SYMBOLS,
+    run_sessions,
+    settings,
+)
 from quant_assets.presentation import (
     data_version,
     figure_markdown,
@@ -26,9 +38,17 @@ from quant_assets.presentation import (
 from quant_resources.calendar import NEW_YORK
 from quant_resources.iceberg import TableSpec, Warehouse
 from quant_resources.io_manager import table_metadata, table_preview
-from quant_resources.sources import MarketSource, SourceError
+from quant_resources.sources import (
+    MarketSource,
+    SourceError,
+    SourceIncomplete,
+    SourceUnavailable,
+    Waiting,
+)
 
 GROUP = "market"
+CAME_CHECK = "every_symbol_came"
+DATA_VERSION_TAG = "dagster/data_version"
 OWNERS = ["team:market-data"]
 VENDOR = dg.AssetKey(["vendor", settings().source])
 
@@ -52,22 +72,41 @@ vendor = dg.AssetSpec(
         "sample": "The bundled sample: real daily bars of AAPL, FB, GOOG, IBM and MSFT, 2000-03-01 to 2013-03-01 "
         "(bokeh_sampledata), and a **simulated** news feed without alpha.",
         "files": f"Your files under QUANT_FILES_DIR ({settings().files_dir}).",
+        "alpha_vantage": "Alpha Vantage with your key: daily bars, news with sentiment by ticker, company overviews; minute bars with a "
+        "premium key. Every answer is kept under QUANT_HOME/archive.",
+        "alpaca": "Alpaca with your key: daily and minute bars, corporate actions, quotes, news that are scored here "
+        f"({settings().news_scorer}). Every answer is kept under QUANT_HOME/archive.",
     }[settings().source],
-    kinds={"file"},
+    kinds={"file"} if settings().source in ("sample", "files") else {"api"},
     owners=OWNERS,
 )
 
 
-def _fetch(call: Callable[..., pa.Table], *sessions: dt.date) -> pa.Table:
-    """Ask the source; what is wrong with the user's data stays wrong, so it is not tried again.
+def _fetch(call: Callable[..., pa.Table], *sessions: dt.date) -> tuple[pa.Table, list[Waiting]]:
+    """Ask the source; what is wrong with the user's data or key stays wrong, so it is not tried again.
+
+    Returns:
+        What came, and the symbols that have to wait.
 
     Raises:
-        dg.Failure: the source's own message (file, row, rule).
+        dg.Failure: the source's own message (file, row, rule; request and answer).
     """
     try:
-        return call(*sessions)
+        return call(*sessions), []
+    except SourceIncomplete as part:
+        return part.rows, part.waiting
+    except SourceUnavailable as error:
+        raise dg.Failure(f"{error}. Nothing was written.") from error
     except SourceError as error:
         raise dg.Failure(f"{error}. Nothing was written.", allow_retries=False) from error
+
+
+def _came_spec(key: list[str]) -> dg.AssetCheckSpec:
+    return dg.AssetCheckSpec(
+        CAME_CHECK,
+        asset=dg.AssetKey(key),
+        description="No symbol has to wait for the vendor. A warning: the others are stored, and what waits is asked for again.",
+    )
 
 
 def _check_specs(
@@ -77,6 +116,7 @@ def _check_specs(
         dg.AssetCheckSpec(name, asset=dg.AssetKey(key), description=f"Every row: {demand}.", blocking=True)
         for name, demand in rules.items()
     ]
+    specs.append(_came_spec(key))
     for name, description in (extra or {}).items():
         specs.append(dg.AssetCheckSpec(name, asset=dg.AssetKey(key), description=description, blocking=True))
     return specs
@@ -151,8 +191,203 @@ def _settle(
 
 def _with(data: pa.Table, spec: TableSpec, **constants: str) -> pa.Table:
     for name, value in constants.items():
-        data = data.append_column(name, pa.array([value] * data.num_rows, pa.string()))
+        data = data.append_column(name, pa.repeat(pa.scalar(value, pa.string()), data.num_rows))
     return spec.conform(data.select([c.name for c in spec.columns]))
+
+
+# -- what came, what waits, what was corrected -------------------------------------------------------------------------
+
+
+def _asked_since(source: MarketSource, first: dt.date) -> dt.date:
+    """First session that the source is asked for: with those that it may have corrected."""
+    earlier = CALENDAR.sessions(FIRST_SESSION, first)
+    return earlier[-min(source.overlap_sessions + 1, len(earlier))]
+
+
+def _with_waiting(
+    warehouse: Warehouse,
+    spec: TableSpec,
+    came: pa.Table,
+    waiting: Sequence[Waiting],
+    first: dt.date,
+    last: dt.date,
+) -> pa.Table:
+    """The run's slice: what came, and of the symbols that have to wait what is stored already."""
+    came = _between(came, first, last)
+    if not waiting:
+        return came
+    return spec.conform(arrivals.keep_waiting(came, warehouse.read(spec, first, last), _symbols(waiting)))
+
+
+def _require_some(waiting: Sequence[Waiting]) -> None:
+    """Nothing came and nothing is stored: there is nothing to go on with.
+
+    Raises:
+        dg.Failure: with the vendor's reason, and when it is asked again.
+    """
+    if waiting:
+        until = min(item.retry_at for item in waiting)
+        raise dg.Failure(
+            f"nothing came, {len(waiting)} symbol(s) have to wait until {until:%Y-%m-%d %H:%M} UTC: {waiting[0].reason}. "
+            "Nothing was written; waiting_symbols_sensor asks again then.",
+            allow_retries=False,
+        )
+
+
+def _between(rows: pa.Table, first: dt.date, last: dt.date) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return rows.filter(
+        pc.and_(
+            pc.greater_equal(rows["session"], pa.scalar(first)),
+            pc.less_equal(rows["session"], pa.scalar(last)),
+        )
+    )
+
+
+def _until(rows: pa.Table, last: dt.date) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return rows.filter(pc.less_equal(rows["session"], pa.scalar(last)))
+
+
+def _without(rows: pa.Table, symbols: set[str]) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return rows.filter(pc.invert(pc.is_in(rows["symbol"], pa.array(sorted(symbols), pa.string()))))
+
+
+def _symbols(waiting: Sequence[Waiting]) -> set[str]:
+    return {item.symbol for item in waiting}
+
+
+def _correct(
+    context: dg.AssetExecutionContext,
+    warehouse: Warehouse,
+    spec: TableSpec,
+    came: pa.Table,
+    stored: pa.Table,
+    since: dt.date,
+    first: dt.date,
+) -> arrivals.Corrections | None:
+    """Write what the source has corrected in the sessions before the run's, and report their partitions as updated.
+
+    The report is no event of this run: automation passes over runs that compute features themselves, and those compute
+    the features of their own sessions alone.
+    """
+    if since >= first:
+        return None
+    earlier = CALENDAR.shift(first, -1)
+    found = arrivals.corrections(_between(came, since, earlier), _between(stored, since, earlier), spec)
+    if not found.sessions:
+        return found
+    context.log.warning(
+        "%s: the source corrected %d value(s) of %s",
+        spec.name,
+        len(found.changes),
+        ", ".join(map(str, found.sessions)),
+    )
+    for session in found.sessions:
+        rows = _between(found.rows, session, session)
+        version = data_version(rows, (session, session))
+        context.instance.report_runless_asset_event(
+            dg.AssetMaterialization(
+                asset_key=dg.AssetKey(spec.name.split(".")),
+                partition=session.isoformat(),
+                description=f"corrected by the source; found by run {context.run.run_id}",
+                metadata={
+                    "corrections": markdown_table([c for c in found.changes if c["session"] == str(session)])
+                },
+                tags={DATA_VERSION_TAG: version.value} if version else None,
+            )
+        )
+    # Sessions between two corrected ones are written again as they are: one commit for all.
+    low, high = found.sessions[0], found.sessions[-1]
+    import pyarrow.compute as pc
+
+    kept = _between(stored, low, high)
+    kept = kept.filter(pc.invert(pc.is_in(kept["session"], pa.array(found.sessions, pa.date32()))))
+    warehouse.write(
+        spec,
+        pa.concat_tables([found.rows, spec.conform(kept)]),
+        low,
+        high,
+        {
+            "quant.run_id": context.run.run_id,
+            "quant.partition": f"{low}..{high}",
+            "quant.corrections": str(len(found.changes)),
+        },
+    )
+    return found
+
+
+def _cover(
+    warehouse: Warehouse,
+    source: MarketSource,
+    dataset: str,
+    data: pa.Table,
+    waiting: Sequence[Waiting],
+    missing: Sequence[tuple[str, dt.date]],
+    first: dt.date,
+    last: dt.date,
+) -> list[dict[str, object]]:
+    """Say what became of each symbol, in `market.coverage` and for the asset's page. Sources on this machine need none of it."""
+    if not source.is_live:
+        return []
+    rows = arrivals.coverage(
+        dataset,
+        data,
+        settings().symbols or (),
+        waiting,
+        missing,
+        first,
+        last,
+        CALENDAR.close(last),
+        dt.datetime.now(dt.UTC),
+    )
+    spec = tables.COVERAGE
+    asked = _asked_since(source, first) if dataset != "minute_bars" else first
+    before = warehouse.read(spec, only=dataset).to_pylist()
+    kept = arrivals.still_waiting(before, rows, asked, last)
+    warehouse.write(spec, pa.Table.from_pylist([*rows, *kept], schema=spec.arrow_schema), only=dataset)
+    return rows
+
+
+def _every_symbol_came(waiting: Sequence[Waiting]) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=CAME_CHECK,
+        passed=not waiting,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{len(waiting)} symbol(s) have to wait: {waiting[0].reason}" if waiting else None,
+        metadata={
+            "waiting": markdown_table(
+                [
+                    {"symbol": w.symbol, "again at": f"{w.retry_at:%Y-%m-%d %H:%M} UTC", "why": w.reason}
+                    for w in waiting
+                ]
+            )
+        },
+    )
+
+
+def _came_metadata(
+    status: Sequence[dict[str, object]], fixed: arrivals.Corrections | None
+) -> dict[str, object]:
+    """What the asset's page says of symbols and corrections; those that need a look come first."""
+    shown: dict[str, object] = {}
+    if status:
+        order = (arrivals.WAITING, arrivals.LATE, arrivals.MISSING, arrivals.COMPLETE)
+        names = ("symbol", "status", "rows", "newest_session", "note", "retry_at")
+        ranked = sorted(status, key=lambda row: (order.index(str(row["status"])), str(row["symbol"])))
+        shown["symbols by status"] = markdown_table(
+            [{name: "" if row[name] is None else row[name] for name in names} for row in ranked], most=100
+        )
+        for name in order:
+            if count := sum(row["status"] == name for row in status):
+                shown[f"symbols {name}"] = count
+    if fixed is not None and fixed.sessions:
+        shown["corrections"] = markdown_table(fixed.changes)
+    return shown
 
 
 @dg.asset(
@@ -186,14 +421,24 @@ def bars(
     """Fetch, judge and store the bars of the run's sessions."""
     first, last = run_sessions(context)
     require_closed(last)
-    rows = _fetch(source.bars, first, last)
-    context.log.info("source %s: %d bars for %s..%s", source.name, rows.num_rows, first, last)
-    history = warehouse.read(
-        tables.BARS, CALENDAR.shift(first, -validation.HISTORY_SESSIONS - 5), CALENDAR.shift(first, -1)
-    )
+    since = _asked_since(source, first)
+    rows, waiting = _fetch(source.bars, since, last)
+    context.log.info("source %s: %d bars for %s..%s", source.name, rows.num_rows, since, last)
+    earlier = CALENDAR.shift(first, -1)
+    stored = warehouse.read(tables.BARS, CALENDAR.shift(since, -validation.HISTORY_SESSIONS - 5), earlier)
+    history = _until(stored, CALENDAR.shift(since, -1))
     verdict = validation.validate_bars(rows, CALENDAR, history)
     yield from _settle(verdict, tables.BARS, warehouse, first, last)
-    missing = validation.missing_sessions(verdict.rows, CALENDAR, first, last, _still_listed(history))
+    came = verdict.rows.append_column("available_at", _closes(verdict.rows["session"]))
+    came = _with(came, tables.BARS, source=source.name)
+    fixed = _correct(context, warehouse, tables.BARS, came, stored, since, first)
+    data = _with_waiting(warehouse, tables.BARS, came, waiting, first, last)
+    missing = [
+        pair
+        for pair in validation.missing_sessions(data, CALENDAR, first, last, _still_listed(stored))
+        if pair[0] not in _symbols(waiting)
+    ]
+    status = _cover(warehouse, source, "bars", data, waiting, missing, first, last)
     tolerated = settings().missing_sessions == "warn"
     yield dg.AssetCheckResult(
         check_name="no_missing_session",
@@ -202,21 +447,27 @@ def bars(
         description=f"{len(missing)} bar(s) are missing" if missing else None,
         metadata={"missing": markdown_table([{"symbol": s, "session": str(d)} for s, d in missing])},
     )
+    yield _every_symbol_came(waiting)
     if missing and not tolerated:
+        late = any(row["status"] == arrivals.LATE for row in status)
         raise dg.Failure(
             f"{len(missing)} bar(s) are missing in {first}..{last}, nothing was written: "
             + ", ".join(f"{s} {d}" for s, d in missing[:10])
-            + ". Complete the source, or set QUANT_MISSING_SESSIONS=warn to accept the gaps.",
+            + (
+                ". The source may not have published them yet: waiting_symbols_sensor tries again every half hour for twelve hours "
+                "after the close (QUANT_NIGHT_DELAY_MINUTES makes the night start later)."
+                if late
+                else ". Complete the source, or set QUANT_MISSING_SESSIONS=warn to accept the gaps."
+            ),
             allow_retries=False,
         )
-    if not verdict.rows.num_rows:
+    if not data.num_rows:
+        _require_some(waiting)
         raise dg.Failure(
             f"source {source.name} has no bar in {first}..{last}. Check QUANT_SYMBOLS and the range of your data.",
             allow_retries=False,
         )
-    jumps = validation.price_jumps(verdict.rows, history)
-    data = verdict.rows.append_column("available_at", _closes(verdict.rows["session"]))
-    data = _with(data, tables.BARS, source=source.name)
+    jumps = validation.price_jumps(data, stored)
 
     from quant_assets.market import plots
 
@@ -227,7 +478,8 @@ def bars(
     show(
         context,
         {
-            "symbols": ", ".join(sorted(set(data["symbol"].to_pylist()))[:50]),
+            "symbols": ", ".join(sorted(data["symbol"].unique().to_pylist())[:50]),
+            **_came_metadata(status, fixed),
             "moves above 40 %": markdown_table(jumps),
             "prices": figure_markdown(plots.price_figure(recent), "Raw and adjusted close"),
             "coverage": figure_markdown(plots.coverage_figure(recent, months), "Sessions with a bar"),
@@ -246,9 +498,12 @@ def _still_listed(history: pa.Table) -> pa.Table:
     return history.filter(pc.equal(history["session"], pc.max(history["session"])))
 
 
-def _closes(sessions: pa.ChunkedArray) -> pa.Array:
-    closes = {day: CALENDAR.close(day) for day in set(sessions.to_pylist())}
-    return pa.array([closes[day] for day in sessions.to_pylist()], pa.timestamp("us", "UTC"))
+def _closes(sessions: pa.ChunkedArray) -> pa.ChunkedArray:
+    encoded = sessions.combine_chunks().dictionary_encode()
+    closes = pa.array(
+        [CALENDAR.close(day) for day in encoded.dictionary.to_pylist()], pa.timestamp("us", "UTC")
+    )
+    return pa.chunked_array([closes.take(encoded.indices)])
 
 
 @dg.asset(
@@ -276,18 +531,27 @@ def news(
     """Fetch, judge and store the articles of the run's sessions."""
     first, last = run_sessions(context)
     require_closed(last)
-    rows = _fetch(source.news, first, last)
-    context.log.info("source %s: %d article rows for %s..%s", source.name, rows.num_rows, first, last)
+    since = _asked_since(source, first)
+    rows, waiting = _fetch(source.news, since, last)
+    context.log.info("source %s: %d article rows for %s..%s", source.name, rows.num_rows, since, last)
     verdict = validation.validate_news(rows, CALENDAR)
     yield from _settle(verdict, tables.NEWS, warehouse, first, last)
     origin = "simulated" if source.news_is_simulated else source.name
-    data = _with(verdict.rows, tables.NEWS, source=origin)
+    came = _with(verdict.rows, tables.NEWS, source=origin)
+    fixed = None
+    if since < first:
+        stored = warehouse.read(tables.NEWS, since, CALENDAR.shift(first, -1))
+        fixed = _correct(context, warehouse, tables.NEWS, came, stored, since, first)
+    data = _with_waiting(warehouse, tables.NEWS, came, waiting, first, last)
+    status = _cover(warehouse, source, "news", data, waiting, [], first, last)
+    yield _every_symbol_came(waiting)
 
     from quant_assets.market import plots
 
     metadata: dict[str, object] = {
         "source": origin,
-        "articles": len(set(data["article_id"].to_pylist())),
+        "articles": len(data["article_id"].unique()),
+        **_came_metadata(status, fixed),
         "preview": table_preview(data),
     }
     recent = with_recent_sessions(warehouse, tables.NEWS, data, first, last)
@@ -323,14 +587,21 @@ def minute_bars(
     """Fetch, judge and store the minute bars of the run's sessions."""
     first, last = run_sessions(context)
     require_closed(last)
-    rows = _fetch(source.minute_bars, first, last)
+    rows, waiting = _fetch(source.minute_bars, first, last)
     verdict = validation.validate_minute_bars(rows, CALENDAR)
     yield from _settle(verdict, tables.MINUTE_BARS, warehouse, first, last)
-    data = _with(verdict.rows, tables.MINUTE_BARS, source=source.name)
+    came = _with(verdict.rows, tables.MINUTE_BARS, source=source.name)
+    data = _with_waiting(warehouse, tables.MINUTE_BARS, came, waiting, first, last)
+    status = _cover(warehouse, source, "minute_bars", data, waiting, [], first, last)
+    yield _every_symbol_came(waiting)
 
     from quant_assets.market import plots
 
-    metadata: dict[str, object] = {"minutes": data.num_rows, "preview": table_preview(data)}
+    metadata: dict[str, object] = {
+        "minutes": data.num_rows,
+        **_came_metadata(status, None),
+        "preview": table_preview(data),
+    }
     if data.num_rows:
         metadata["day"] = figure_markdown(plots.spread_figure(data), "Spread and volume over the day")
     show(context, metadata)
@@ -350,16 +621,32 @@ def minute_bars(
     code_version="1",
     pool="vendor",
     retry_policy=VENDOR_RETRIES,
+    check_specs=[_came_spec(["market", "securities"])],
 )
 def securities(
-    context: dg.AssetExecutionContext, source: dg.ResourceParam[MarketSource]
-) -> dg.Output[pa.Table]:
-    """Fetch and store the security master; its symbols become the partitions of what is made symbol by symbol."""
-    data = _with(_fetch(source.securities), tables.SECURITIES, source=source.name)
+    context: dg.AssetExecutionContext,
+    source: dg.ResourceParam[MarketSource],
+    warehouse: dg.ResourceParam[Warehouse],
+) -> Iterator[dg.AssetCheckResult | dg.Output[pa.Table]]:
+    """Fetch and store the security master; its traded symbols become the partitions of what is made symbol by symbol."""
+    rows, waiting = _fetch(source.securities)
+    data = _with(rows, tables.SECURITIES, source=source.name)
+    if waiting:
+        known = warehouse.read(tables.SECURITIES)
+        again = _without(data, set(known["symbol"].to_pylist()) & _symbols(waiting))
+        data = tables.SECURITIES.conform(arrivals.keep_waiting(again, known, _symbols(waiting)))
     assert SYMBOLS.name is not None
-    context.instance.add_dynamic_partitions(SYMBOLS.name, sorted(data["symbol"].unique().to_pylist()))
-    return dg.Output(
+    context.instance.add_dynamic_partitions(
+        SYMBOLS.name,
+        sorted(s for s in data["symbol"].unique().to_pylist() if s not in (settings().news_symbols or ())),
+    )
+    yield _every_symbol_came(waiting)
+    yield dg.Output(
         data,
         data_version=data_version(data),
-        metadata={"symbols": data.num_rows, "preview": table_preview(data)},
+        metadata={
+            "symbols": data.num_rows,
+            "waiting": markdown_table([{"symbol": w.symbol, "reason": w.reason} for w in waiting]),
+            "preview": table_preview(data),
+        },
     )

@@ -48,6 +48,7 @@ NEWS = TableSpec(
         Column("url", "string", "where the article is"),
         Column("sentiment_score", "double", "this ticker's sentiment in the article, -1..1", required=True),
         Column("relevance_score", "double", "how much the article is about this ticker, 0..1", required=True),
+        Column("scorer", "string", "who scored it (word list or model); null: the score came with the article"),
         SOURCE,
     ),
     key=("session", "symbol", "article_id"),
@@ -91,6 +92,51 @@ SECURITIES = TableSpec(
         SOURCE,
     ),
     key=("symbol",),
+)
+
+
+PEERS = TableSpec(
+    name="market.peers",
+    description="Listed competitors of a symbol, one row per answer of a peer finder. Answers are kept, never replaced.",
+    columns=(
+        SYMBOL,
+        Column("as_of", "date", "day that the list was made or asked for", required=True),
+        AVAILABLE_AT,
+        Column("finder", "string", "who answered: table or bedrock", required=True),
+        Column("peers", "string", "comma-separated tickers that the security master knows", required=True),
+        Column(
+            "rejected", "string", "comma-separated tickers of the answer that it does not know", required=True
+        ),
+        Column("model_id", "string", "model that answered; null for a table"),
+        Column("prompt", "string", "what it was asked; null for a table"),
+        Column("answer", "string", "what it said, whole; null for a table"),
+    ),
+    key=("symbol", "as_of", "finder"),
+)
+
+
+COVERAGE = TableSpec(
+    name="market.coverage",
+    description="What became of each symbol in the newest run that asked a vendor for it, and what still waits from earlier ones.",
+    columns=(
+        Column("dataset", "string", "bars, news or minute_bars", required=True),
+        SYMBOL,
+        Column(
+            "status",
+            "string",
+            "complete, waiting (quota), late (not published yet) or missing",
+            required=True,
+        ),
+        Column("first_session", "date", "first session of the run", required=True),
+        Column("last_session", "date", "last session of the run", required=True),
+        Column("newest_session", "date", "newest stored session of the run's range; null without any"),
+        Column("rows", "long", "stored rows of the run's range", required=True),
+        Column("note", "string", "why it waits or what is missing", required=True),
+        Column("retry_at", "timestamptz", "when it is worth asking again; null where it is not"),
+        AVAILABLE_AT,
+    ),
+    key=("dataset", "symbol", "first_session", "last_session"),
+    slice_column="dataset",
 )
 
 

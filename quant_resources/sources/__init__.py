@@ -7,6 +7,7 @@ here: rules about which rows are acceptable (`quant_assets/market/validation.py`
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
@@ -41,6 +42,8 @@ NEWS = pa.schema(
         ("url", pa.string()),
         ("sentiment_score", pa.float64()),
         ("relevance_score", pa.float64()),
+        # Who scored it; null where the score came with the article.
+        ("scorer", pa.string()),
         ("origin", pa.string()),
     ]
 )
@@ -75,12 +78,56 @@ class SourceError(ValueError):
     """A source could not be read. The message names the file (or request), the row, the rule and the way out."""
 
 
+class SourceUnavailable(RuntimeError):
+    """A source could not be reached now. Asking again later goes on from what has come."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A symbol whose data have not come yet.
+
+    Attributes:
+        symbol: its ticker.
+        reason: why, in the vendor's words or ours.
+        retry_at: when it is worth asking again, UTC.
+    """
+
+    symbol: str
+    reason: str
+    retry_at: dt.datetime
+
+
+class SourceIncomplete(Exception):
+    """A source gave a part: all of some symbols, nothing of others.
+
+    Attributes:
+        rows: what came, with the schema of the whole.
+        waiting: the symbols that did not.
+    """
+
+    def __init__(self, rows: pa.Table, waiting: list[Waiting]) -> None:
+        super().__init__(f"{len(waiting)} symbol(s) have to wait: {waiting[0].reason if waiting else ''}")
+        self.rows, self.waiting = rows, waiting
+
+
 class MarketSource(Protocol):
-    """What every source can do. All ranges include both ends; rows come unvalidated and in any order."""
+    """What every source can do. All ranges include both ends; rows come unvalidated and in any order.
+
+    Any call may raise `SourceError` (wrong for good), `SourceUnavailable` (worth another try) or `SourceIncomplete` (a part).
+
+    Attributes:
+        name: as `QUANT_SOURCE` names it.
+        news_is_simulated: whether `news` is made up.
+        has_minute_bars: whether `minute_bars` has any.
+        overlap_sessions: how many sessions before the wanted ones are asked for again, because the source corrects itself.
+        is_live: whether it is a vendor that may be late, correct itself, or have had enough for today.
+    """
 
     name: str
     news_is_simulated: bool
     has_minute_bars: bool
+    overlap_sessions: int
+    is_live: bool
 
     def span(self) -> tuple[dt.date, dt.date | None]:
         """First session, and last session or None when the source goes on."""
@@ -119,6 +166,14 @@ def open_source(settings: Settings) -> MarketSource:
             first_session=settings.first_session,
             last_session=settings.last_session,
         )
+    if settings.source == "alpha_vantage":
+        from quant_resources.sources.alpha_vantage import AlphaVantageSource
+
+        return AlphaVantageSource.from_settings(settings)
+    if settings.source == "alpaca":
+        from quant_resources.sources.alpaca import AlpacaSource
+
+        return AlpacaSource.from_settings(settings)
     from quant_resources.sources.sample import SampleSource
 
     return SampleSource(symbols=settings.symbols, seed=settings.seed)

@@ -36,6 +36,8 @@ class FilesSource:
 
     name = "files"
     news_is_simulated = False
+    overlap_sessions = 0
+    is_live = False
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class FilesSource:
                 "title": "",
                 "url": "",
                 "relevance_score": 1.0,
+                "scorer": None,
             },
             either=("published_at", "dated_session"),
         )
@@ -142,14 +145,8 @@ class FilesSource:
 
     def securities(self) -> pa.Table:
         """`securities.csv` or `.parquet` when there is one; otherwise the symbols of the bars, unclassified."""
-        for suffix in _FORMATS:
-            path = self.folder / f"securities{suffix}"
-            if path.is_file():
-                rows = _conform(
-                    path, _load(path), SECURITIES, {"name": "", "sector": "", "industry": "", "peers": ""}
-                )
-                break
-        else:
+        rows = read_securities(self.folder)
+        if rows is None:
             symbols = sorted(
                 set(self._read("bars", BARS, {"dividend": 0.0, "split_factor": 1.0})["symbol"].to_pylist())
             )
@@ -180,6 +177,20 @@ class FilesSource:
         if self.symbols:
             keep = pc.and_(keep, pc.is_in(rows["symbol"], pa.array(self.symbols)))
         return rows.filter(keep)
+
+
+def read_securities(folder: Path) -> pa.Table | None:
+    """`securities.csv` or `.parquet` of a folder as `SECURITIES`; None where there is none. Vendors without a master read it too.
+
+    Raises:
+        SourceError: the file is not what it has to be.
+    """
+    for suffix in _FORMATS:
+        path = folder / f"securities{suffix}"
+        if path.is_file():
+            blank = {"name": "", "sector": "", "industry": "", "peers": ""}
+            return _conform(path, _load(path), SECURITIES, blank)
+    return None
 
 
 def _load(path: Path) -> pa.Table:

@@ -90,6 +90,8 @@ class SampleSource:
     name = "sample"
     news_is_simulated = True
     has_minute_bars = False
+    overlap_sessions = 0
+    is_live = False
 
     def __init__(self, symbols: tuple[str, ...] | None = None, seed: int = 0) -> None:
         known = tuple(row[0] for row in _SECURITIES)
