@@ -7,7 +7,7 @@ BIN     := $(VENV)/bin
 export QUANT_HOME ?= $(CURDIR)/.quant
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain posterior calibrate agents backtest deploy endpoints drift-demo test lint format dev mlflow bench clean
+.PHONY: help setup check demo chain posterior calibrate agents backtest deploy endpoints drift-demo test lint format dev mlflow bench clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	@touch $@
 
 setup: $(VENV)/.installed ## create the environment from requirements.lock
+
+check: $(VENV)/.installed ## what your settings lead to: source, symbols, sessions, quota, storage, endpoints; one request to a vendor
+	@$(BIN)/quant check
 
 demo: $(VENV)/.installed ## run the whole chain on the sample, then five nights, and say what came out
 	@$(BIN)/python -m quant_assets.demo
