@@ -39,10 +39,17 @@ def findings(settings: Settings) -> Iterator[Finding]:
         settings: valid ones.
     """
     yield from _looked("storage", lambda: _storage(settings))
+    if settings.first_session and settings.first_session > dt.date.today():
+        yield Finding(
+            BAD,
+            "sessions",
+            f"no session has closed since QUANT_FIRST_SESSION={settings.first_session}: begin earlier",
+        )
+        return
     source: MarketSource | None = None
     try:
         source = open_source(settings)
-    except SourceError as error:
+    except (SourceError, OSError) as error:
         yield Finding(BAD, "source", str(error))
     if source is not None:
         yield _source(settings, source)
@@ -51,7 +58,7 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield from _looked("sessions", lambda: _sessions(first, last))
         if source.is_live:
             yield from _looked("quota", lambda: _quota(settings, source))
-            yield _probe(settings, source)
+            yield from _looked("request", lambda: _probe(settings, source))
         else:
             yield from _looked("data", lambda: _data(source, first, last))
     yield _peers(settings)
