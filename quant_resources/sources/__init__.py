@@ -42,7 +42,7 @@ NEWS = pa.schema(
         ("url", pa.string()),
         ("sentiment_score", pa.float64()),
         ("relevance_score", pa.float64()),
-        # Who scored it; null where the score came with the article.
+        # Who scored it: the vendor, a scorer of ours, 'simulated'; null where nobody says.
         ("scorer", pa.string()),
         ("origin", pa.string()),
     ]

@@ -8,6 +8,7 @@ A file is gzip: one line of JSON (who was asked for what, when), then the answer
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import gzip
 import hashlib
@@ -81,7 +82,10 @@ class Archive:
         """
         for secret in self._secrets:
             body = body.replace(secret, b"(key)")
-        path = self._place(dataset, label) / f"{fetched_at:{_TIME}}-{_digest(request)}.json.gz"
+        path = (
+            self._place(dataset, label)
+            / f"{fetched_at.astimezone(dt.UTC):{_TIME}}-{_digest(request)}.json.gz"
+        )
         header = {
             "vendor": self.vendor,
             "dataset": dataset,
@@ -100,7 +104,10 @@ class Archive:
                 os.fsync(file.fileno())
             partial.replace(path)
         except OSError as error:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(
+                OSError
+            ):  # what kept it from being written may keep it from being removed
+                partial.unlink(missing_ok=True)
             raise SourceError(
                 f"the answer of {self.vendor} cannot be archived in {path.parent}: {error.strerror or error}. Free space or "
                 "permissions there, or point QUANT_HOME elsewhere; what came before is kept"
@@ -123,19 +130,23 @@ class Archive:
         )
         return _instant(names[-1]) if names else None
 
-    def documents(self, dataset: str, label: str | None = None) -> Iterator[Document]:
+    def documents(
+        self, dataset: str, label: str | None = None, since: dt.datetime | None = None
+    ) -> Iterator[Document]:
         """Every answer, the oldest first, one in memory at a time: a table is rebuilt by letting later ones win.
 
         Args:
             dataset: as stored.
             label: of one label alone.
+            since: only answers that came at or after this instant; others are not opened.
 
         Raises:
             SourceError: a file is damaged; the message names it.
         """
         folder = self._place(dataset, label) if label is not None else self.folder / _name(dataset)
         for path in sorted(folder.rglob("*.json.gz"), key=lambda path: (path.name, str(path))):
-            yield self._read(path)
+            if since is None or _instant(path.name) >= since:
+                yield self._read(path)
 
     def _place(self, dataset: str, label: str) -> Path:
         return self.folder / _name(dataset) / _name(label)

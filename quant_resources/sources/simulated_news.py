@@ -121,6 +121,7 @@ def simulate(
                             url,
                             scores[i],
                             round(float(relevance), 6),
+                            "simulated",
                             f"simulated:{article_id}",
                         )
                     )

@@ -149,19 +149,23 @@ class Vendor:
         for attempt in range(1, ATTEMPTS + 1):
             self.budget.take()
             after: float | None = None
+            refusal: Exception | None = None
             try:
                 response = send()
                 judge(response)
                 return response
             except OutOfQuota as error:
-                raise self.budget.exhaust(self.blotted(str(error))) from None
+                refusal = self.budget.exhaust(self.blotted(str(error)))
             except SourceError as error:
-                raise SourceError(self.blotted(str(error))) from None
+                refusal = SourceError(self.blotted(str(error)))
             except Busy as error:
                 said, after = self.blotted(str(error)), error.after_seconds
             except self._transient as error:
                 # The client's exceptions may quote an address with its parameters: their type and text are blotted, the chain is cut.
                 said = self.blotted(f"{type(error).__name__}: {error}")
+            if refusal is not None:
+                # Outside of the except block: `from None` would only hide the vendor's own words, which may hold the key, in `__context__`.
+                raise refusal
             if attempt == ATTEMPTS or (after is not None and after > LONGEST_RETRY_AFTER_SECONDS):
                 break
             delay = (
