@@ -188,7 +188,7 @@ def read_securities(folder: Path) -> pa.Table | None:
     for suffix in _FORMATS:
         path = folder / f"securities{suffix}"
         if path.is_file():
-            blank = {"name": "", "sector": "", "industry": "", "peers": ""}
+            blank: dict[str, object] = {"name": "", "sector": "", "industry": "", "peers": ""}
             return _conform(path, _load(path), SECURITIES, blank)
     return None
 

@@ -66,6 +66,7 @@ def test_the_night_brings_everything_but_training_and_deploying() -> None:
         "features/technical",
         "features/sentiment",
         "features/labels",
+        "features/peers",
         "serving/live_signals",
         "serving/captured_requests",
         "monitoring/performance",

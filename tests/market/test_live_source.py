@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from quant_assets.definitions import build_defs
+from quant_assets.definitions import build_defs, table_specs
 from quant_assets.launch import QUIET, RANGE_TAGS
-from quant_assets.market import arrivals
+from quant_assets.market import arrivals, assets
 from quant_assets.market.tables import BARS, COVERAGE, NEWS
-from quant_resources.iceberg import Warehouse
+from quant_resources.iceberg import TableSpec, Warehouse
+from quant_resources.io_manager import IcebergIOManager
 from quant_resources.sources import SourceError, SourceIncomplete, SourceUnavailable, Waiting
 from quant_resources.sources.sample import SampleSource
 from sensors.vendors import waiting_symbols_sensor
@@ -66,15 +67,17 @@ class House:
 
     def __init__(self, home: Path, instance: dg.DagsterInstance) -> None:
         self.vendor, self.warehouse, self.instance = Vendor(), Warehouse(home), instance
-        self.defs = build_defs({"source": self.vendor, "warehouse": self.warehouse})
 
-    def run(self, first: dt.date, last: dt.date, assets: str = "bars") -> dg.ExecuteInProcessResult:
-        job = self.defs.resolve_job_def("ingest_job").get_subset(
-            asset_selection={dg.AssetKey(["market", name]) for name in assets.split()}
-        )
+    def run(self, first: dt.date, last: dt.date, names: str = "bars") -> dg.ExecuteInProcessResult:
         tags = dict(zip(RANGE_TAGS, (str(first), str(last)), strict=True))
-        return job.execute_in_process(
+        return dg.materialize(
+            [getattr(assets, name) for name in names.split()],
             instance=self.instance,
+            resources={
+                "source": self.vendor,
+                "warehouse": self.warehouse,
+                "io_manager": IcebergIOManager(self.warehouse, table_specs()),
+            },
             run_config=QUIET,
             raise_on_error=False,
             **({"partition_key": str(first)} if first == last else {"tags": tags}),
@@ -129,21 +132,22 @@ def test_a_corrected_bar_replaces_the_old_one_and_both_can_be_seen_in_snapshots(
 
 
 def test_corrected_sessions_are_reported_so_that_features_follow_even_after_a_night(house: House) -> None:
+    defs = build_defs({"source": house.vendor, "warehouse": house.warehouse})
     job = dg.define_asset_job("both", selection=dg.AssetSelection.groups("market", "features"))
-    whole = dg.Definitions.merge(house.defs, dg.Definitions(jobs=[job])).resolve_job_def("both")
+    whole = dg.Definitions.merge(defs, dg.Definitions(jobs=[job])).resolve_job_def("both")
     tags = dict(zip(RANGE_TAGS, (str(FIRST), str(LAST)), strict=True))
     assert whole.execute_in_process(instance=house.instance, tags=tags, run_config=QUIET).success
-    quiet = dg.evaluate_automation_conditions(house.defs, house.instance)
+    quiet = dg.evaluate_automation_conditions(defs, house.instance)
     assert quiet.total_requested == 0
     house.vendor.closes = {("AAPL", dt.date(2012, 3, 28)): 618.0}
-    night = house.defs.resolve_job_def("daily_signals_job").get_subset(
+    night = defs.resolve_job_def("daily_signals_job").get_subset(
         asset_selection={dg.AssetKey(["market", name]) for name in ("bars", "news")}
         | {dg.AssetKey(["features", name]) for name in ("technical", "sentiment", "labels")}
     )
     assert night.execute_in_process(
         instance=house.instance, partition_key=str(NIGHT), run_config=QUIET
     ).success
-    after = dg.evaluate_automation_conditions(house.defs, house.instance, cursor=quiet.cursor)
+    after = dg.evaluate_automation_conditions(defs, house.instance, cursor=quiet.cursor)
     requested = set(after.get_requested_partitions(dg.AssetKey(["features", "technical"])))
     assert {"2012-03-28", "2012-03-30"} <= requested
     assert "2012-03-27" not in requested
@@ -282,3 +286,36 @@ def test_a_vendor_that_is_down_is_tried_again_and_a_wrong_key_is_not() -> None:
     with pytest.raises(dg.Failure, match="the key is not known") as final:
         _fetch(refused, NIGHT, NIGHT)
     assert not final.value.allow_retries
+
+
+def test_sentiment_of_symbols_whose_news_wait_is_made_when_they_have_come(house: House) -> None:
+    """No news yet is not the same as none: a zero would be a lie, and the proof of the features says the same."""
+    from quant_assets.features.tables import PEERS as PEER_FEATURES
+    from quant_assets.features.tables import SENTIMENT, TECHNICAL
+
+    defs = build_defs({"source": house.vendor, "warehouse": house.warehouse})
+    job = dg.define_asset_job(
+        "both", selection=dg.AssetSelection.groups("market") | dg.AssetSelection.groups("features")
+    )
+    whole = dg.Definitions.merge(defs, dg.Definitions(jobs=[job])).resolve_job_def("both")
+    tags = dict(zip(RANGE_TAGS, (str(FIRST), str(LAST)), strict=True))
+    assert whole.execute_in_process(instance=house.instance, tags=tags, run_config=QUIET).success
+    honest = house.vendor.bars
+    house.vendor.bars = lambda first, last: SampleSource(SYMBOLS, 1).bars(first, last)  # type: ignore[method-assign]
+    house.vendor.used_up = {"MSFT"}
+    night = whole.execute_in_process(instance=house.instance, partition_key=str(NIGHT), run_config=QUIET)
+    assert all(c.passed for c in night.get_asset_check_evaluations() if c.check_name == "no_look_ahead")
+
+    def symbols(spec: TableSpec) -> set[str]:
+        return set(house.warehouse.read(spec, NIGHT, NIGHT)["symbol"].to_pylist())
+
+    assert symbols(TECHNICAL) == set(SYMBOLS)
+    assert symbols(SENTIMENT) == {"AAPL", "IBM"}
+    assert symbols(PEER_FEATURES) == {"MSFT"}, (
+        "the others have it as a competitor, it does not wait for itself"
+    )
+    house.vendor.used_up, house.vendor.bars = set(), honest  # type: ignore[method-assign]
+    assert whole.execute_in_process(
+        instance=house.instance, partition_key=str(NIGHT), run_config=QUIET
+    ).success
+    assert symbols(SENTIMENT) == symbols(PEER_FEATURES) == set(SYMBOLS)
