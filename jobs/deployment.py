@@ -10,7 +10,7 @@ from quant_resources.endpoints import Endpoints, EndpointStatus
 from quant_resources.registry import APPROVED_TAG, CHALLENGER, CHAMPION, GATE_TAG, ModelRegistry
 
 ENDPOINTS = dg.AssetSelection.assets("serving/execution_endpoint", "serving/signal_endpoint")
-CLASSIFIERS = dg.AssetSelection.assets("models/mlp_technical", "models/mlp_sentiment")
+CLASSIFIERS = dg.AssetSelection.assets("models/mlp_technical", "models/mlp_sentiment", "models/mlp_enhanced")
 # On SageMaker a fleet starts, bakes twice at least three minutes, and the old one stays for two more.
 WAIT_SECONDS = 2700.0
 
@@ -35,7 +35,7 @@ class EndpointChoice(dg.Config):
     """Which endpoint, and why.
 
     Attributes:
-        endpoint: its name: execution, signal-mlp-technical, signal-mlp-sentiment.
+        endpoint: its name: execution, signal-mlp-technical, signal-mlp-sentiment, signal-mlp-enhanced.
         reason: kept in its history.
     """
 

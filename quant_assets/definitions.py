@@ -18,6 +18,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from jobs import backtests, deployment, ingest, maintenance, nightly, posterior, training  # noqa: E402
+from quant_assets.backtests import ablation_assets  # noqa: E402
 from quant_assets.backtests import agent_assets as agent_backtest_assets  # noqa: E402
 from quant_assets.backtests import assets as backtest_assets  # noqa: E402
 from quant_assets.features import assets as feature_assets  # noqa: E402
@@ -25,6 +26,7 @@ from quant_assets.features import checks as feature_checks  # noqa: E402
 from quant_assets.features import tables as feature_tables  # noqa: E402
 from quant_assets.market import assets as market_assets  # noqa: E402
 from quant_assets.market import checks as market_checks  # noqa: E402
+from quant_assets.market import peer_assets  # noqa: E402
 from quant_assets.market import tables as market_tables  # noqa: E402
 from quant_assets.models import agent_assets  # noqa: E402
 from quant_assets.models import assets as model_assets  # noqa: E402
@@ -43,14 +45,16 @@ from quant_resources.compute import Compute  # noqa: E402
 from quant_resources.endpoints import open_endpoints  # noqa: E402
 from quant_resources.iceberg import TableSpec, Warehouse  # noqa: E402
 from quant_resources.io_manager import IcebergIOManager  # noqa: E402
+from quant_resources.peers import open_peer_finder  # noqa: E402
 from quant_resources.registry import ModelRegistry  # noqa: E402
 from quant_resources.sources import open_source  # noqa: E402
-from sensors import automation, drift, failures  # noqa: E402
+from sensors import automation, drift, failures, vendors  # noqa: E402
 from sensors import endpoints as endpoint_sensors  # noqa: E402
 
 TABLE_MODULES = (market_tables, feature_tables, serving_tables, monitoring_tables)
 ASSET_MODULES = (
     market_assets,
+    peer_assets,
     feature_assets,
     posterior_assets,
     simulation_assets,
@@ -58,6 +62,7 @@ ASSET_MODULES = (
     model_assets,
     agent_assets,
     backtest_assets,
+    ablation_assets,
     agent_backtest_assets,
     serving_assets,
     endpoint_assets,
@@ -81,7 +86,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
 
     Args:
         resource_overrides: resources that replace those of the deployment by name (`warehouse`, `source`,
-            `registry`, `endpoints`, `compute`, `alerts`, `io_manager`); tests pass a temporary warehouse here.
+            `peer_finder`, `registry`, `endpoints`, `compute`, `alerts`, `io_manager`); tests pass a temporary warehouse here.
     """
     config = settings()
     overrides = dict(resource_overrides or {})
@@ -120,6 +125,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         schedules=[nightly.daily_signals_schedule, maintenance.maintenance_schedule],
         sensors=[
             failures.run_failure_sensor,
+            vendors.waiting_symbols_sensor,
             automation.feature_automation,
             drift.model_drift_sensor,
             endpoint_sensors.endpoint_health_sensor,
@@ -128,6 +134,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         resources={
             "warehouse": warehouse,
             "source": source,
+            "peer_finder": open_peer_finder(config),
             "registry": ModelRegistry(config.home),
             "endpoints": open_endpoints(config),
             "compute": Compute(config.compute_backend, config.compute_jobs),

@@ -127,7 +127,7 @@ def _summary() -> None:
             )
     print("\nModels (out of sample: AUC [95 %], Brier against the base rate's)")
     registry = ModelRegistry(home)
-    for name in ("mlp_technical", "mlp_sentiment"):
+    for name in ("mlp_technical", "mlp_sentiment", "mlp_enhanced"):
         champion = registry.champion(name)
         metrics = registry.client.get_run(champion.run_id).data.metrics
         for side in ("long", "short"):
@@ -248,7 +248,8 @@ def _agents(warehouse: Warehouse) -> None:
 
 
 def _backtests(warehouse: Warehouse) -> None:
-    """One line per strategy, out of sample."""
+    """One line per strategy, out of sample, and what alternative data add."""
+    from quant_assets.backtests.results import ablation_view
     from quant_assets.backtests.tables import RUNS
 
     print("\nBacktests, out of sample, net of costs (Sharpe [95 %], deflated by every trial that was run)")
@@ -267,6 +268,14 @@ def _backtests(warehouse: Warehouse) -> None:
             f"  {run['strategy']:26s} {run['first_session']}..{run['session']}  return {returns['total_return']:+7.1%}  "
             f"drawdown {numbers['drawdown']['maximum']:6.1%}  {numbers['trades']['count']:>5} trades  Sharpe {sharpe}"
         )
+    if ablation := ablation_view(warehouse):
+        print("\nWhat alternative data add (AUC out of sample, long and short, mean over seeds [95 %])")
+        for row in ablation.rows:
+            if row["measure"] == "auc":
+                print(
+                    f"  {row['rung']:14s} {row['inputs']} inputs  {row['side']:5s}  {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+                )
+        print(f"  {ablation.conclusion}")
 
 
 if __name__ == "__main__":

@@ -335,16 +335,15 @@ class DriftDemo:
     # The steps.
 
     def prepare(self) -> None:
-        """Champions on what was before: two classifiers, and an agent on the days of one symbol."""
+        """Champions on what was before: three classifiers, and an agent on the days of one symbol."""
         from quant_assets.launch import RANGE_TAGS
 
         until = self.calendar.shift(SHIFT, -11)
         say(f"The chain, {FIRST} to {until}; models learn until {IN_SAMPLE_LAST}")
         learned = {"in_sample_last": IN_SAMPLE_LAST.isoformat()}
         tags = dict(zip(RANGE_TAGS, (FIRST.isoformat(), until.isoformat()), strict=True))
-        self.must(
-            "chain_job", tags=tags, ops={"models__mlp_technical": learned, "models__mlp_sentiment": learned}
-        )
+        classifiers = ("mlp_technical", "mlp_sentiment", "mlp_enhanced")
+        self.must("chain_job", tags=tags, ops={f"models__{name}": learned for name in classifiers})
         say(f"A posterior and an agent for {POSTERIOR_SYMBOL}")
         small = {
             "posterior__heston": {"in_sample_fraction": 0.7, "draws": 500, "max_r_hat": 1.02},
@@ -553,7 +552,7 @@ class DriftDemo:
     def tear_down(self) -> None:
         """Everything away."""
         say("Teardown")
-        for name in ("execution", "signal-mlp-technical", "signal-mlp-sentiment"):
+        for name in ("execution", "signal-mlp-technical", "signal-mlp-sentiment", "signal-mlp-enhanced"):
             self.must("teardown_job", ops={"delete_endpoint": {"endpoint": name}})
         self.story.outcomes["teardown"] = self.endpoint.status().phase
         self.endpoints.stop()

@@ -284,7 +284,11 @@ def load_settings(**overrides: object) -> Settings:
                 continue
             variable = ENV_PREFIX + field.upper()
             allowed = item["msg"].removeprefix("Value error, ")
-            shown = "(secret)" if field.endswith(("_key", "_key_id")) else repr(item["input"])
+            shown = repr(item["input"])
+            if field.endswith(("_key", "_key_id")):
+                shown = "(secret)"
+            elif field.endswith("_url"):  # people paste whole addresses, with their key
+                shown = repr(str(item["input"]).split("?")[0].split("@")[-1])
             lines.append(f"{variable}={shown}: {allowed}. {Settings.model_fields[field].description}")
         raise SettingsError("Wrong settings:\n  " + "\n  ".join(lines)) from None
 

@@ -32,6 +32,7 @@ DRIFT = TableSpec(
 ASSETS = {
     "mlp_technical": ("models/mlp_technical", "serving/signal_endpoint"),
     "mlp_sentiment": ("models/mlp_sentiment", "serving/signal_endpoint"),
+    "mlp_enhanced": ("models/mlp_enhanced", "serving/signal_endpoint"),
 }
 # A model of the new regime needs sessions of it, to learn from and to be judged by: retrained on the day of the alarm it would have
 # none, the gate would keep the champion, and the event's one run would be spent.

@@ -19,6 +19,7 @@ SERVED = {
     "execution": ("sac_execution", "serving/execution_endpoint"),
     "signal-mlp-technical": ("mlp_technical", "serving/signal_endpoint"),
     "signal-mlp-sentiment": ("mlp_sentiment", "serving/signal_endpoint"),
+    "signal-mlp-enhanced": ("mlp_enhanced", "serving/signal_endpoint"),
 }
 # Since the tick before: so many answers of 500 and above, or wrong in themselves, are an illness of what serves.
 MOST_ERRORS = 5

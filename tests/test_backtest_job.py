@@ -14,13 +14,22 @@ import pytest
 
 from quant_assets import strategies
 from quant_assets.backtests import tables
+from quant_assets.backtests.ablation import RUNGS
+from quant_assets.backtests.ablation_assets import READ, sentiment_ablation
 from quant_assets.backtests.assets import BACKTESTS, backtest_asset, parameter_sweep
+from quant_assets.backtests.results import ablation_view
+from quant_assets.features.tables import LABELS, PEERS
 from quant_assets.launch import QUIET
+from quant_assets.partitions import CALENDAR
 from quant_assets.strategies import STRATEGIES, YARDSTICKS
 from quant_resources.compute import Compute
-from quant_resources.iceberg import TableSpec
+from quant_resources.iceberg import TableSpec, Warehouse
 
-MODELS = {"mlp_long_short": "mlp_technical", "mlp_sentiment_long_short": "mlp_sentiment"}
+MODELS = {
+    "mlp_long_short": "mlp_technical",
+    "mlp_sentiment_long_short": "mlp_sentiment",
+    "mlp_enhanced_long_short": "mlp_enhanced",
+}
 SLICED = (tables.EQUITY, tables.POSITIONS, tables.TRADES, tables.REJECTED_ORDERS, tables.RUNS)
 
 
@@ -215,7 +224,8 @@ def test_pages_and_their_json_lie_where_the_readme_says(chain: Any) -> None:
         if name not in YARDSTICKS:
             assert numbers["validity"]["trials"] >= stored["validity"]["trials"] > 5
     assert "models/mlp_technical-v1.html" in index
-    assert "simulated" in (reports / "backtests" / "mlp_sentiment_long_short.html").read_text()
+    for name in ("mlp_sentiment_long_short", "mlp_enhanced_long_short"):
+        assert "simulated" in (reports / "backtests" / f"{name}.html").read_text()
 
 
 # -- strategies that are not ours ----------------------------------------------------------------------------------
@@ -394,6 +404,114 @@ def test_failed_trials_are_reported_with_their_parameters_and_the_others_go_on(c
     trials = chain.read(tables.PARAMETER_SWEEP)
     failed = trials.filter(pc.equal(trials["state"], "failed")).to_pylist()
     assert [row["parameters"] for row in failed if row["strategy"] == "mood"] == ['{"days": 3}']
+
+
+# -- what alternative data add -------------------------------------------------------------------------------------
+
+SMALL = {"seeds": 2, "max_epochs": 5, "resamples": 100}
+
+
+def ablated(chain: Any, warehouse: Warehouse, config: dict[str, Any] = SMALL) -> Any:
+    with dg.DagsterInstance.ephemeral() as instance:
+        return dg.materialize(
+            [sentiment_ablation],
+            instance=instance,
+            resources={"warehouse": warehouse},
+            run_config={**QUIET, "ops": {"backtests__sentiment_ablation": {"config": config}}},
+            raise_on_error=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def elsewhere(chain: Any, tmp_path_factory: pytest.TempPathFactory) -> Warehouse:
+    """Bars, features and labels of the filled home, where an ablation changes no other test's report."""
+    warehouse = Warehouse(tmp_path_factory.mktemp("ablation"))
+    for spec in READ:
+        warehouse.write(spec, chain.read(spec))
+    return warehouse
+
+
+def test_an_ablation_is_a_table_a_sentence_and_a_figure_and_the_same_again(
+    chain: Any, elsewhere: Warehouse
+) -> None:
+    assert ablation_view(elsewhere) is None
+    first = ablated(chain, elsewhere)
+    assert first.success
+    (check,) = first.get_asset_check_evaluations()
+    assert (check.check_name, check.passed, check.blocking) == ("no_suspicious_sentiment_gain", True, True)
+    found = elsewhere.read(tables.SENTIMENT_ABLATION)
+    assert found.num_rows == 24
+    shared = found.to_pylist()[0]
+    assert (shared["seeds"], shared["news_source"], shared["session"]) == (2, "simulated", chain.nights[-1])
+    (shown,) = first.asset_materializations_for_node("backtests__sentiment_ablation")
+    view = ablation_view(elsewhere)
+    assert view is not None
+    assert shown.metadata["conclusion"].value == view.conclusion
+    assert [row["rung"] for row in view.rows[::6]] == list(RUNGS)
+    assert shown.metadata["differences of the AUC"].value.startswith("![")
+    assert shown.metadata["differences"].value.count("\n") == 1 + 18
+    assert ablated(chain, elsewhere).success
+    assert elsewhere.read(tables.SENTIMENT_ABLATION).equals(found)
+
+
+def test_the_last_rung_is_judged_like_the_registered_model(chain: Any, elsewhere: Warehouse) -> None:
+    """One seed, the default hyperparameters, the window of the champion: the AUC is the one in the registry."""
+    champion = chain.registry.champion("mlp_enhanced")
+    end = champion.bundle["windows"]["in_sample_last"]
+    assert ablated(chain, elsewhere, {"seeds": 1, "resamples": 100, "in_sample_last": end}).success
+    stored = {(r["rung"], r["side"]): r for r in elsewhere.read(tables.SENTIMENT_ABLATION).to_pylist() if r["measure"] == "auc"}  # fmt: skip
+    metrics = chain.registry.client.get_run(champion.run_id).data.metrics
+    assert champion.bundle["windows"]["out_of_sample_first"] == str(
+        stored["industry", "long"]["first_session"]
+    )
+    nights = len(CALENDAR.sessions(chain.last, chain.nights[-1])) - 1
+    assert stored["industry", "long"]["rows"] == metrics["out_of_sample.long.rows"] + nights * len(
+        chain.symbols
+    )
+    for side in ("long", "short"):
+        # The nights after the training brought some more rows to judge by.
+        assert stored["industry", side]["value"] == pytest.approx(
+            metrics[f"out_of_sample.{side}.auc"], abs=0.01
+        )
+
+
+def test_a_join_that_leaks_is_caught_and_nothing_is_stored(
+    chain: Any, elsewhere: Warehouse, tmp_path: Path
+) -> None:
+    """What competitors are said to be told is what will happen."""
+    warehouse = Warehouse(tmp_path)
+    for spec in READ:
+        warehouse.write(spec, elsewhere.read(spec))
+    peers, labels = elsewhere.read(PEERS), elsewhere.read(LABELS)
+    will = {(r["symbol"], r["session"]): 2.0 * r["long"] - r["short"] for r in labels.to_pylist()}
+    keys = zip(peers["symbol"].to_pylist(), peers["session"].to_pylist(), strict=True)
+    leak = pa.array([will.get(key, 0.0) for key in keys], pa.float64())
+    at = peers.column_names.index("competitor_sentiment_sma_1")
+    warehouse.write(PEERS, peers.set_column(at, peers.schema.field(at), leak))
+    result = ablated(chain, warehouse, {"seeds": 1, "resamples": 100})
+    (check,) = result.get_asset_check_evaluations()
+    assert not check.passed
+    assert "competitors lifts the AUC of long by +0." in str(check.description)
+    assert "own sentiment" not in str(check.description)
+    assert not result.success
+    assert not result.get_asset_materialization_events()
+    assert ablation_view(warehouse) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"seeds": 0}, "seeds = 0, resamples = 400: at least 1 seed"),
+        ({"in_sample_fraction": 0.001}, "labelled sessions are too few"),
+        ({"half_spread_bps": -1.0}, "half_spread_bps = -1.0 must be a number of at least 0"),
+    ],
+)
+def test_an_ablation_that_cannot_be_says_why(
+    chain: Any, elsewhere: Warehouse, config: dict[str, Any], message: str
+) -> None:
+    result = ablated(chain, elsewhere, config)
+    assert not result.success
+    assert message in str(result.failure_data_for_node("backtests__sentiment_ablation"))
 
 
 def test_there_is_an_asset_for_every_registered_strategy() -> None:

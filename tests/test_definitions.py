@@ -55,7 +55,10 @@ def test_every_table_column_is_described_and_rows_are_dated() -> None:
         assert all(column.description for column in spec.columns), spec.name
         names = {column.name for column in spec.columns}
         # The security master is the one table without history.
-        assert spec.name == "market.securities" or {"session", "available_at"} <= names, spec.name
+        assert (
+            spec.name in ("market.securities", "market.peers", "market.coverage")
+            or {"session", "available_at"} <= names
+        ), spec.name
 
 
 def test_every_stored_table_has_its_blocking_check() -> None:
@@ -68,7 +71,7 @@ def test_every_stored_table_has_its_blocking_check() -> None:
 
 def test_features_have_a_blocking_proof_against_look_ahead() -> None:
     graph = defs.resolve_asset_graph()
-    for name in ("technical", "sentiment", "labels"):
+    for name in ("technical", "sentiment", "peers", "labels"):
         assert graph.get(dg.AssetCheckKey(dg.AssetKey(["features", name]), "no_look_ahead")).blocking
 
 
@@ -149,7 +152,7 @@ def test_a_wrong_setting_stops_the_load_with_its_name() -> None:
     )
     assert done.returncode != 0
     assert "QUANT_SOURCE='bloomberg'" in done.stderr
-    assert "'sample' or 'files'" in done.stderr
+    assert "'sample', 'files'" in done.stderr
 
 
 def test_tests_of_the_filled_home_share_one_worker(request: pytest.FixtureRequest) -> None:

@@ -32,21 +32,16 @@ if TYPE_CHECKING:
 
 GROUP = "backtests"
 AGENT_PAGES = ("execution", "market_making", "portfolio")  # written by `agent_assets.py`, listed by the index
+ABLATION = "sentiment_ablation"  # made by `ablation_assets.py`, a section of the comparison
 OWNERS = ["team:research"]
 IN_SAMPLE, OUT_OF_SAMPLE = "in_sample", "out_of_sample"
 SWEEPS_FILE = "sweeps.db"
 COST_FACTORS = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
-class Assumptions(dg.Config):
-    """Symbols, windows, money and costs; see `split_windows`, `engine.Account` and `engine.Costs`."""
+class Money(dg.Config):
+    """Money and costs; see `engine.Account` and `engine.Costs`."""
 
-    symbols: list[str] = []  # noqa: RUF012  # a pydantic field, copied per instance
-    first_session: str | None = None
-    last_session: str | None = None
-    in_sample_fraction: float = 0.4
-    in_sample_last: str | None = None
-    purge_sessions: int = 5
     initial_cash: float = 100_000.0
     leverage: float = 1.0
     commission_per_share: float = 0.005
@@ -60,6 +55,26 @@ class Assumptions(dg.Config):
     whole_shares: bool = True
     bracket_on_entry_bar: bool = True
 
+    def money(self) -> "tuple[Costs, Account]":
+        """Costs and account."""
+        from quant_assets.backtests.engine import Account, Costs, check_account, check_costs
+
+        costs = Costs(**{name: getattr(self, name) for name in Costs._fields})
+        return check_costs(costs), check_account(
+            Account(self.initial_cash, self.leverage, self.whole_shares, self.bracket_on_entry_bar)
+        )
+
+
+class Assumptions(Money):
+    """Symbols, windows, money and costs; see `split_windows`, `engine.Account` and `engine.Costs`."""
+
+    symbols: list[str] = []  # noqa: RUF012  # a pydantic field, copied per instance
+    first_session: str | None = None
+    last_session: str | None = None
+    in_sample_fraction: float = 0.4
+    in_sample_last: str | None = None
+    purge_sessions: int = 5
+
     def market(self, warehouse: Warehouse) -> "Market":
         """Bars and windows."""
         from quant_assets.backtests.inputs import Market
@@ -69,15 +84,6 @@ class Assumptions(dg.Config):
             for name in ("first_session", "last_session", "in_sample_last")
         )
         return Market(warehouse, self.symbols, first, last, self.in_sample_fraction, cut, self.purge_sessions)
-
-    def money(self) -> "tuple[Costs, Account]":
-        """Costs and account."""
-        from quant_assets.backtests.engine import Account, Costs, check_account, check_costs
-
-        costs = Costs(**{name: getattr(self, name) for name in Costs._fields})
-        return check_costs(costs), check_account(
-            Account(self.initial_cash, self.leverage, self.whole_shares, self.bracket_on_entry_bar)
-        )
 
 
 def _session(name: str, text: str | None) -> dt.date | None:
@@ -639,14 +645,14 @@ def _sweep(
     key=[GROUP, "report"],
     group_name=GROUP,
     description="HTML pages under QUANT_HOME/reports: a tear sheet per strategy (out of sample, dollars, net of costs), a page "
-    "that compares all of them on the sessions that they share, JSON with every number beside them, and index.html, which also "
-    "lists the pages of the agents and of the models. "
+    "that compares all of them on the sessions that they share and says what alternative data add, JSON with every number beside "
+    "them, and index.html, which also lists the pages of the agents and of the models. "
     "Deflated Sharpe ratios count every configuration that was ever tried.",
-    deps=[dg.AssetKey([GROUP, name]) for name in (*STRATEGIES, "parameter_sweep", *AGENT_PAGES)],
+    deps=[dg.AssetKey([GROUP, name]) for name in (*STRATEGIES, "parameter_sweep", ABLATION, *AGENT_PAGES)],
     kinds={"plotly"},
     owners=OWNERS,
     backfill_policy=dg.BackfillPolicy.single_run(),
-    code_version="1",
+    code_version="2",
 )
 def report(context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[Warehouse]) -> dg.MaterializeResult:
     """Draw what is stored; nothing is simulated here."""
@@ -654,7 +660,7 @@ def report(context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[Wareho
     from quant_assets.backtests.pages.comparison import write_comparison
     from quant_assets.backtests.pages.report_index import write_index
     from quant_assets.backtests.pages.tear_sheet import write_tear_sheet
-    from quant_assets.backtests.results import tear_sheets
+    from quant_assets.backtests.results import ablation_view, tear_sheets
     from quant_assets.backtests.sweep import TrialStore
 
     sheets = tear_sheets(warehouse, list(STRATEGIES), TrialStore(warehouse.home / SWEEPS_FILE))
@@ -665,7 +671,8 @@ def report(context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[Wareho
         )
     folder = settings().reports_dir / "backtests"
     pages = {sheet.strategy: write_tear_sheet(sheet, folder) for sheet in sheets}
-    comparison = write_comparison(sheets, folder)
+    ablation = ablation_view(warehouse)
+    comparison = write_comparison(sheets, folder, ablation)
     index = write_index(settings().reports_dir)
     for sheet in sheets:
         context.log.info("%s: %s", sheet.strategy, pages[sheet.strategy])
@@ -673,6 +680,7 @@ def report(context: dg.AssetExecutionContext, warehouse: dg.ResourceParam[Wareho
         metadata={
             "index": dg.MetadataValue.path(str(index)),
             "comparison": dg.MetadataValue.path(str(comparison)),
+            **({"alternative data": ablation.conclusion} if ablation else {}),
             "strategies": markdown_table(
                 [
                     {

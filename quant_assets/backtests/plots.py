@@ -414,3 +414,46 @@ def comparison_figure(sheets: Sequence[TearSheet]) -> Figure:
     figure = equity_figure(sessions, growth)
     figure.axes[0].set_ylabel("growth of one dollar", fontsize=9)
     return figure
+
+
+def ablation_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """AUC of each rung of inputs, and what it adds to the rung before, with 95 % intervals.
+
+    Args:
+        rows: columns as `backtests.tables.SENTIMENT_ABLATION`.
+    """
+    auc = [row for row in rows if row["measure"] == "auc"]
+    rungs = list(dict.fromkeys(row["rung"] for row in auc))
+    figure = new_figure(9.6, 1.4 + 0.55 * len(rungs))
+    panels = figure.subplots(1, 2, sharey=True)
+    for ax, key, prefix, middle, title in (
+        (panels[0], "value", "", 0.5, "AUC"),
+        (panels[1], "step", "step_", 0.0, "AUC less that of the rung before"),
+    ):
+        for color, side, offset in ((COLORS[0], "long", -0.13), (COLORS[1], "short", 0.13)):
+            shown = [row for row in auc if row["side"] == side and row[f"{prefix}low"] is not None]
+            values = np.array([row[key] for row in shown], dtype=float)
+            reach = [
+                values - np.array([row[f"{prefix}low"] for row in shown], dtype=float),
+                np.array([row[f"{prefix}high"] for row in shown], dtype=float) - values,
+            ]
+            at = [rungs.index(row["rung"]) + offset for row in shown]
+            # A percentile interval need not hold the estimate; a bar cannot be drawn backwards.
+            ax.errorbar(
+                values,
+                at,
+                xerr=np.maximum(reach, 0.0),
+                color=color,
+                fmt="o",
+                ms=5,
+                lw=1.2,
+                capsize=3,
+                label=side,
+            )
+        ax.axvline(middle, color="black", lw=0.6)
+        ax.set_title(title, fontsize=10, loc="left")
+        ax.tick_params(labelsize=8)
+    panels[0].set_yticks(range(len(rungs)), rungs)
+    panels[0].invert_yaxis()
+    panels[0].legend(fontsize=8, frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0.0, -0.12))
+    return figure

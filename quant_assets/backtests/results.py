@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quant_assets.backtests import statistics, tables
+from quant_assets.backtests.ablation import conclusion
 from quant_assets.backtests.engine import BacktestError
 from quant_assets.backtests.grid import STATISTICS
-from quant_assets.backtests.pages.sheet import SweepView, TearSheet
+from quant_assets.backtests.pages.sheet import AblationView, SweepView, TearSheet
 from quant_assets.backtests.portfolio import Backtest, on_axis
 from quant_assets.backtests.space import load_space
 from quant_assets.backtests.sweep import FoldResult, SweepResult, TrialStore
@@ -248,6 +249,12 @@ def sweep_view(warehouse: Warehouse, strategy: str) -> SweepView | None:
         else None,
         walk_forward_equity=equity["equity"].to_numpy() if equity.num_rows else None,
     )
+
+
+def ablation_view(warehouse: Warehouse) -> AblationView | None:
+    """The newest ablation of alternative data, read from its table; None before the first one."""
+    rows = warehouse.read(tables.SENTIMENT_ABLATION).sort_by("position").to_pylist()
+    return AblationView(conclusion(rows), rows) if rows else None
 
 
 def _closes(days: Sequence[dt.date], calendar: TradingCalendar) -> pa.Array:

@@ -254,6 +254,56 @@ WALK_FORWARD_EQUITY = TableSpec(
     partition_by="value",
 )
 
+
+def _interval(name: str, what: str) -> tuple[Column, ...]:
+    return (
+        Column(f"{name}low", "double", f"95 % interval of {what}, from resampled blocks of sessions"),
+        Column(f"{name}high", "double", f"95 % interval of {what}, from resampled blocks of sessions"),
+    )
+
+
+SENTIMENT_ABLATION = TableSpec(
+    name="backtests.sentiment_ablation",
+    description="What each kind of alternative data adds to the classifier and to its strategy, out of sample: one row per rung, measure "
+    "and side. Rungs share rows, windows, seeds and hyperparameters; differences are paired. Holds the newest ablation, replaced whole.",
+    columns=(
+        Column("rung", "string", "technical, own sentiment, competitors or industry", required=True),
+        Column("position", "long", "of the rung, from 0", required=True),
+        Column("inputs", "long", "of the rung's network", required=True),
+        Column(
+            "measure",
+            "string",
+            "auc; brier_gain: the base rate's Brier score less the model's; sharpe: annual, net of costs; total_return: fraction, net "
+            "of costs",
+            required=True,
+        ),
+        Column("side", "string", "long or short; both for what the strategy earned", required=True),
+        Column("session", "date", "last session that the labels and bars reach", required=True),
+        AVAILABLE_AT,
+        Column("first_session", "date", "first out-of-sample session", required=True),
+        Column("rows", "long", "labelled out-of-sample rows", required=True),
+        Column("seeds", "long", "trainings of each rung", required=True),
+        Column("value", "double", "mean over the seeds"),
+        Column("seed_sd", "double", "standard deviation over the seeds; null for one"),
+        Column("ensemble", "double", "of the mean of the seeds' probabilities"),
+        *_interval("", "the value (strategy: of the ensemble)"),
+        Column("joint_low", "double", "bounds that hold together for all rungs, sides, AUC and Brier gain"),
+        Column("joint_high", "double", "bounds that hold together for all rungs, sides, AUC and Brier gain"),
+        Column(
+            "step", "double", "value (strategy: ensemble) less that of the rung before; null on the first"
+        ),
+        *_interval("step_", "the step"),
+        Column("step_joint_low", "double", "bounds that hold together for all steps of AUC and Brier gain"),
+        Column("step_joint_high", "double", "bounds that hold together for all steps of AUC and Brier gain"),
+        Column("gain", "double", "value (strategy: ensemble) less that of technical; null on the first rung"),
+        *_interval("gain_", "the gain"),
+        Column(
+            "news_source", "string", "source of the news; 'simulated' where it is not real", required=True
+        ),
+    ),
+    key=("rung", "measure", "side"),
+)
+
 # -- agents: each table holds the newest evaluation and is replaced whole, the differences by environment ------------------
 
 _AGENT_ROW = (

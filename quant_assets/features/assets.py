@@ -7,16 +7,22 @@ from quant_assets.features import tables
 from quant_assets.features.labels import LOOKBACK_SESSIONS as LABEL_LOOKBACK
 from quant_assets.features.labels import LabelParameters
 from quant_assets.features.labels import labels as build_labels
+from quant_assets.features.peers import LOOKBACK_SESSIONS as PEERS_LOOKBACK
+from quant_assets.features.peers import SQL as PEERS_SQL
+from quant_assets.features.peers import peer_features, relations
 from quant_assets.features.sentiment import LOOKBACK_SESSIONS as SENTIMENT_LOOKBACK
 from quant_assets.features.sentiment import SQL as SENTIMENT_SQL
 from quant_assets.features.sentiment import sentiment_features
 from quant_assets.features.technical import LOOKBACK_SESSIONS as TECHNICAL_LOOKBACK
 from quant_assets.features.technical import SQL as TECHNICAL_SQL
 from quant_assets.features.technical import technical_features
+from quant_assets.market import tables as market_tables
+from quant_assets.market.arrivals import without_waiting
 from quant_assets.partitions import CALENDAR, SESSIONS, look_back, run_sessions, updated_elsewhere
 from quant_assets.presentation import data_version, figure_markdown, show, sql_version, with_recent_sessions
 from quant_resources.iceberg import Warehouse
 from quant_resources.io_manager import table_metadata, table_preview
+from quant_resources.peers import PeerFinder
 from quant_resources.sources import MarketSource
 
 GROUP = "features"
@@ -30,6 +36,21 @@ AFTER_UPSTREAM = (
     & ~dg.AutomationCondition.any_deps_in_progress()
     & ~dg.AutomationCondition.in_progress()
 ).with_label("after_upstream")
+
+# Lists of competitors and the security master have no sessions, so a new version of them concerns every session. They are written
+# more often than they change, and only a change is worth computing anew.
+RELATIONS = dg.AssetSelection.assets("market/peers", "market/securities")
+AFTER_NEWS_OR_RELATIONS = (
+    (
+        updated_elsewhere().ignore(RELATIONS)  # type: ignore[attr-defined]  # declared as the plain condition
+        | dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed()).allow(
+            RELATIONS
+        )
+    ).since_last_handled()
+    & ~dg.AutomationCondition.any_deps_missing()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+).with_label("after_news_or_relations")
 
 
 @dg.asset(
@@ -88,6 +109,8 @@ def sentiment(
 ) -> dg.Output[pa.Table]:
     """Compute the sentiment of the run's sessions."""
     origin = "simulated" if source.news_is_simulated else source.name
+    # News that have not come yet are not the same as none: those rows are made when they have.
+    bars = without_waiting(bars, warehouse.read(market_tables.COVERAGE, only="news"))
     data = tables.SENTIMENT.conform(sentiment_features(news, bars, CALENDAR, *run_sessions(context), origin))
     metadata: dict[str, object] = {"source": origin, "preview": table_preview(data)}
     recent = with_recent_sessions(warehouse, tables.SENTIMENT, data, *run_sessions(context))
@@ -102,6 +125,69 @@ def sentiment(
             metadata["sentiment and returns"] = figure_markdown(
                 plots.sentiment_figure(recent, stored, origin), f"Sentiment against returns (news: {origin})"
             )
+    show(context, metadata)
+    return dg.Output(data, data_version=data_version(data, run_sessions(context)))
+
+
+@dg.asset(
+    key=["features", "peers"],
+    metadata=table_metadata(tables.PEERS),
+    group_name=GROUP,
+    description="Relevance-weighted sentiment of a symbol's competitors and of the other companies of its industry (-1..1) per session, with "
+    "means over 1..16 sessions and the counts of mentions. A session without any counts as 0. Competitors are those of the newest list that "
+    "is not younger than the session, or of the first list where none is older; industries are known as they are now. Known at the session's "
+    "close.",
+    partitions_def=SESSIONS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    ins={
+        "news": dg.AssetIn(["market", "news"], partition_mapping=look_back(PEERS_LOOKBACK)),
+        "bars": dg.AssetIn(["market", "bars"], partition_mapping=look_back(PEERS_LOOKBACK)),
+    },
+    deps=[dg.AssetKey(["market", "peers"]), dg.AssetKey(["market", "securities"])],
+    kinds={"duckdb", "iceberg"},
+    owners=OWNERS,
+    code_version=sql_version(PEERS_SQL),
+    automation_condition=AFTER_NEWS_OR_RELATIONS,
+)
+def peers(
+    context: dg.AssetExecutionContext,
+    news: pa.Table,
+    bars: pa.Table,
+    source: dg.ResourceParam[MarketSource],
+    warehouse: dg.ResourceParam[Warehouse],
+    peer_finder: dg.ResourceParam[PeerFinder],
+) -> dg.Output[pa.Table]:
+    """Compute the sentiment of competitors and industry of the run's sessions."""
+    import pyarrow.compute as pc
+
+    origin = "simulated" if source.news_is_simulated else source.name
+    related = relations(
+        warehouse.read(market_tables.PEERS), warehouse.read(market_tables.SECURITIES), peer_finder.name
+    )
+    bars = without_waiting(bars, warehouse.read(market_tables.COVERAGE, only="news"), related)
+    data = tables.PEERS.conform(peer_features(news, bars, related, CALENDAR, *run_sessions(context), origin))
+    metadata: dict[str, object] = {
+        "source": origin,
+        "peer finder": peer_finder.name,
+        "relations": related.num_rows,
+        "preview": table_preview(data),
+    }
+    if data.num_rows:
+        younger = pc.greater(data["peers_as_of"], data["session"])
+        metadata |= {
+            "share of rows whose list is younger": (pc.sum(younger).as_py() or 0) / data.num_rows,
+            "share of rows without a list": data["peers_as_of"].null_count / data.num_rows,
+        }
+    recent = with_recent_sessions(warehouse, tables.PEERS, data, *run_sessions(context))
+    if recent.num_rows:
+        from quant_assets.features import plots
+
+        shown = recent["session"].to_pylist()
+        stored = warehouse.read(tables.TECHNICAL, min(shown), max(shown), ["symbol", "session", "log_return"])
+        metadata["competitors and industry"] = figure_markdown(
+            plots.peers_figure(recent, stored, origin),
+            f"Sentiment of competitors and industry (news: {origin})",
+        )
     show(context, metadata)
     return dg.Output(data, data_version=data_version(data, run_sessions(context)))
 

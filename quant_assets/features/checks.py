@@ -11,14 +11,18 @@ import pyarrow as pa
 
 from quant_assets.features import tables
 from quant_assets.features.labels import LabelParameters, labels
+from quant_assets.features.peers import peer_features, relations
 from quant_assets.features.sentiment import sentiment_features
 from quant_assets.features.technical import LOOKBACK_SESSIONS, technical_features
 from quant_assets.features.truncation import Build, truncation_violations
+from quant_assets.market import tables as market_tables
+from quant_assets.market.arrivals import without_waiting
 from quant_assets.market.tables import BARS, NEWS
 from quant_assets.partitions import CALENDAR
 from quant_assets.presentation import markdown_table
-from quant_assets.table_checks import AFTER_ITS_ASSET, checked_sessions
+from quant_assets.table_checks import AFTER_ITS_ASSET, PARTITION_TAG, RANGE_TAGS, checked_sessions
 from quant_resources.iceberg import TableSpec, Warehouse
+from quant_resources.peers import PeerFinder
 from quant_resources.sources import MarketSource
 
 PROVED_SESSIONS = 12
@@ -42,15 +46,23 @@ def prove(
     warehouse: Warehouse,
     first: dt.date,
     last: dt.date,
+    stored_rows: bool = True,
 ) -> tuple[list[dt.date], list[dict[str, object]]]:
-    """Run the truncation proof on stored tables; reads only the sessions around each proved one."""
+    """Run the truncation proof on stored tables; reads only the sessions around each proved one.
+
+    With `stored_rows` false it compares with what the same build makes of everything, instead of with the rows that are stored.
+    """
     violations: list[dict[str, object]] = []
     sessions = proved_sessions(first, last)
     assert spec.slice_column
     for session in sessions:
         window = CALENDAR.shift(session, -LOOKBACK_SESSIONS), CALENDAR.shift(session, SESSIONS_AFTER)
         known = {name: warehouse.read(table, *window) for name, table in inputs.items()}
-        stored = warehouse.read(spec, session, session)
+        stored = (
+            warehouse.read(spec, session, session)
+            if stored_rows
+            else spec.conform(build(known, session, session))
+        )
         violations += truncation_violations(build, known, stored, [session], CALENDAR, spec.slice_column)
     return sessions, violations
 
@@ -105,11 +117,101 @@ def sentiment_no_look_ahead(
     if sessions is None:
         return _result([], [])
     origin = "simulated" if source.news_is_simulated else source.name
+    coverage = warehouse.read(market_tables.COVERAGE, only="news")
 
     def build(inputs: Mapping[str, pa.Table], first: dt.date, last: dt.date) -> pa.Table:
-        return sentiment_features(inputs["news"], inputs["bars"], CALENDAR, first, last, origin)
+        bars = without_waiting(inputs["bars"], coverage)
+        return sentiment_features(inputs["news"], bars, CALENDAR, first, last, origin)
 
     return _result(*prove(build, {"bars": BARS, "news": NEWS}, tables.SENTIMENT, warehouse, *sessions))
+
+
+@_truncation_check(tables.PEERS)
+def peers_no_look_ahead(
+    context: dg.AssetCheckExecutionContext,
+    warehouse: dg.ResourceParam[Warehouse],
+    source: dg.ResourceParam[MarketSource],
+    peer_finder: dg.ResourceParam[PeerFinder],
+) -> dg.AssetCheckResult:
+    """Truncation proof of features/peers. Bars and news are cut; who counts for whom is given (`competitors_known_then`)."""
+    sessions = checked_sessions(context, warehouse, tables.PEERS)
+    if sessions is None:
+        return _result([], [])
+    origin = "simulated" if source.news_is_simulated else source.name
+    coverage = warehouse.read(market_tables.COVERAGE, only="news")
+    related = relations(
+        warehouse.read(market_tables.PEERS), warehouse.read(market_tables.SECURITIES), peer_finder.name
+    )
+
+    def build(inputs: Mapping[str, pa.Table], first: dt.date, last: dt.date) -> pa.Table:
+        bars = without_waiting(inputs["bars"], coverage, related)
+        return peer_features(inputs["news"], bars, related, CALENDAR, first, last, origin)
+
+    inputs = {"bars": BARS, "news": NEWS}
+    proved, violations = prove(build, inputs, tables.PEERS, warehouse, *sessions)
+    own_rows = PARTITION_TAG in context.run.tags or RANGE_TAGS[0] in context.run.tags
+    if violations and not own_rows:
+        # The rows are older than the check, and lists or industries may have changed since. Whether the build peeks is still to be seen.
+        _, peeking = prove(build, inputs, tables.PEERS, warehouse, *sessions, stored_rows=False)
+        if not peeking:
+            return dg.AssetCheckResult(
+                passed=False,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=f"{len(violations)} stored value(s) are not what today's lists of competitors and industries give. Nothing looks "
+                "ahead: the rows are older than the lists. Materialize features/peers again for these sessions.",
+                metadata={"stale": markdown_table(violations)},
+            )
+    return _result(proved, violations)
+
+
+@dg.asset_check(
+    asset=dg.AssetKey(["features", "peers"]),
+    name="competitors_known_then",
+    automation_condition=AFTER_ITS_ASSET,
+    description="Every row uses a list of competitors that is not younger than its session. A warning: where a symbol has no older list, its "
+    "first one is used, so who counts as a competitor is known with hindsight (companies that turned out to matter, and none that were "
+    "forgotten since); what was said of them is not. A backtest over such sessions may flatter the competitors' sentiment. On the sample "
+    "it always warns: its lists were made at its end, in 2013.",
+)
+def competitors_known_then(
+    context: dg.AssetCheckExecutionContext, warehouse: dg.ResourceParam[Warehouse]
+) -> dg.AssetCheckResult:
+    """Share of rows whose list of competitors is younger than the session."""
+    import pyarrow.compute as pc
+
+    sessions = checked_sessions(context, warehouse, tables.PEERS)
+    rows = (
+        warehouse.read(tables.PEERS, *sessions, ["symbol", "session", "peers_as_of"])
+        if sessions
+        else tables.PEERS.arrow_schema.empty_table()
+    )
+    younger = rows.filter(pc.greater(rows["peers_as_of"], rows["session"]))
+    shown = younger.group_by(["symbol", "peers_as_of"]).aggregate([("session", "min"), ("session", "max")])
+    return dg.AssetCheckResult(
+        passed=not younger.num_rows,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{younger.num_rows} of {rows.num_rows} row(s) use a list that was made after their session"
+        if younger.num_rows
+        else None,
+        metadata={
+            "rows": rows.num_rows,
+            "share of rows whose list is younger": younger.num_rows / max(rows.num_rows, 1),
+            "share of rows without a list": rows["peers_as_of"].null_count / max(rows.num_rows, 1),
+            "lists": markdown_table(
+                [
+                    {
+                        "symbol": row["symbol"],
+                        "list of": str(row["peers_as_of"]),
+                        "used from": str(row["session_min"]),
+                        "to": str(row["session_max"]),
+                    }
+                    for row in shown.sort_by(
+                        [("symbol", "ascending"), ("peers_as_of", "ascending")]
+                    ).to_pylist()
+                ]
+            ),
+        },
+    )
 
 
 @_truncation_check(tables.LABELS)

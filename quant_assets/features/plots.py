@@ -105,6 +105,89 @@ def sentiment_figure(features: pa.Table, returns: pa.Table, source: str) -> Figu
     return figure
 
 
+def peers_correlations(features: pa.Table, returns: pa.Table) -> list[dict[str, float | str]]:
+    """Correlation of the peers' sentiment with the symbol's own return of the same and of the next session.
+
+    Args:
+        features: columns of `features.peers`.
+        returns: columns symbol, session, log_return.
+
+    Returns:
+        One dict per kind (competitor, industry) and session (same, next): kind, session, correlation, pairs; over sessions
+        with at least one mention, none for fewer than 30 of them.
+    """
+    found: list[dict[str, float | str]] = []
+    for kind in ("competitor", "industry"):
+        of_kind = features.select(
+            ["symbol", "session", f"{kind}_article_count", f"{kind}_sentiment_sma_1"]
+        ).rename_columns(["symbol", "session", "article_count", "sentiment_sma_1"])
+        correlations = sentiment_correlations(of_kind, returns)
+        found += [
+            {
+                "kind": kind,
+                "session": session,
+                "correlation": correlations[f"{session}_session"],
+                "pairs": correlations["pairs"],
+            }
+            for session in ("same", "next")
+            if correlations["pairs"] >= 30
+        ]
+    return found
+
+
+def peers_figure(features: pa.Table, returns: pa.Table, source: str) -> Figure:
+    """How the peers' sentiment goes with the symbol's own returns, how much of it there is, and the competitors' over time."""
+    figure = new_figure(11, 3.6)
+    left, middle, right = figure.subplots(1, 3, width_ratios=[1, 0.8, 1.6])
+    bars = peers_correlations(features, returns) if returns.num_rows else []
+    kinds = list(dict.fromkeys(bar["kind"] for bar in bars))
+    for offset, color, session in ((-0.2, COLORS[0], "same"), (0.2, COLORS[1], "next")):
+        shown = [bar for bar in bars if bar["session"] == session]
+        left.bar(
+            [kinds.index(bar["kind"]) + offset for bar in shown],
+            [float(bar["correlation"]) for bar in shown],
+            0.4,
+            # Two standard errors of a correlation of nothing.
+            yerr=[2 / np.sqrt(float(bar["pairs"])) for bar in shown],
+            color=color,
+            error_kw={"lw": 0.8},
+            label=f"{session} session",
+        )
+    left.set_xticks(range(len(kinds)), kinds, fontsize=8)
+    if kinds:
+        left.legend(fontsize=8, frameon=False)
+    left.axhline(0, color="black", lw=0.5)
+    left.margins(y=0.25)
+    left.set_ylabel("correlation with the own return", fontsize=9)
+    counts = features.select(["symbol", "competitor_article_count", "industry_article_count"])
+    frame = first_symbols(counts, MOST_SYMBOLS).to_pandas().groupby("symbol").mean()
+    place = np.arange(len(frame))
+    middle.barh(place - 0.2, frame["competitor_article_count"], 0.4, color=COLORS[2], label="competitors")
+    middle.barh(place + 0.2, frame["industry_article_count"], 0.4, color=COLORS[3], label="industry")
+    middle.set_yticks(place, frame.index, fontsize=8)
+    middle.set_xlabel("mentions a session", fontsize=9)
+    # Above the bars, which may be long.
+    middle.set_ylim(-0.5, len(frame) + 0.4)
+    middle.legend(fontsize=8, frameon=False, ncols=2, loc="upper center")
+    chosen = ["symbol", "session", "competitor_sentiment_sma_1", "competitor_sentiment_sma_16"]
+    frame = first_symbols(features.select(chosen), MOST_SYMBOLS).to_pandas()
+    for color, symbol in zip(COLORS, sorted(frame["symbol"].unique()), strict=False):
+        part = frame[frame["symbol"] == symbol]
+        if len(part) > 500:  # as for a symbol's own sentiment: months can be read
+            month = part["session"].to_numpy(dtype="datetime64[M]")
+            part = part.groupby(month)[["competitor_sentiment_sma_1"]].mean()
+            day, value = part.index.to_numpy(dtype="datetime64[D]"), part["competitor_sentiment_sma_1"]
+        else:
+            day = part["session"].to_numpy(dtype="datetime64[D]")
+            value = part["competitor_sentiment_sma_16"]
+        right.plot(day, value, color=color, lw=0.8, label=symbol)
+    right.set_ylabel("competitors' sentiment, 16 sessions or month", fontsize=8)
+    right.legend(fontsize=8, ncols=3, frameon=False)
+    date_axis(right)
+    figure.suptitle(f"Sentiment of competitors and industry (news: {source})", fontsize=10)
+    return figure
+
+
 def labels_figure(labels: pa.Table) -> Figure:
     """Share of positive labels per year (or month) and how many sessions a label took to decide."""
     frame = labels.select(

@@ -636,10 +636,9 @@ def securities(
         again = _without(data, set(known["symbol"].to_pylist()) & _symbols(waiting))
         data = tables.SECURITIES.conform(arrivals.keep_waiting(again, known, _symbols(waiting)))
     assert SYMBOLS.name is not None
-    context.instance.add_dynamic_partitions(
-        SYMBOLS.name,
-        sorted(s for s in data["symbol"].unique().to_pylist() if s not in (settings().news_symbols or ())),
-    )
+    news_only = set(settings().news_symbols or ()) - set(settings().symbols or ())
+    traded = sorted(set(data["symbol"].to_pylist()) - news_only)
+    context.instance.add_dynamic_partitions(SYMBOLS.name, traded)
     yield _every_symbol_came(waiting)
     yield dg.Output(
         data,

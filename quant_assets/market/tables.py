@@ -48,7 +48,9 @@ NEWS = TableSpec(
         Column("url", "string", "where the article is"),
         Column("sentiment_score", "double", "this ticker's sentiment in the article, -1..1", required=True),
         Column("relevance_score", "double", "how much the article is about this ticker, 0..1", required=True),
-        Column("scorer", "string", "who scored it (word list or model); null: the score came with the article"),
+        Column(
+            "scorer", "string", "who scored it (word list or model); null: the score came with the article"
+        ),
         SOURCE,
     ),
     key=("session", "symbol", "article_id"),

@@ -62,7 +62,7 @@ class PortfolioAgentConfig(AgentConfig):
 
     Attributes:
         symbols: assets; all stored when empty.
-        extra_features: columns of features/technical or features/sentiment.
+        extra_features: columns of features/technical, features/sentiment or features/peers.
         in_sample_fraction, in_sample_last, validation_fraction, embargo_sessions: as for the classifiers.
     """
 

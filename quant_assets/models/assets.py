@@ -13,7 +13,7 @@ import dagster as dg
 
 from quant_assets.features import tables
 from quant_assets.features.labels import LabelParameters
-from quant_assets.models.feature_sets import FEATURE_SETS
+from quant_assets.models.feature_sets import FEATURE_SETS, NEWS_TABLES
 from quant_assets.partitions import settings
 from quant_assets.presentation import image_markdown, markdown_table, render, write_report
 from quant_resources.iceberg import Warehouse
@@ -24,17 +24,18 @@ if TYPE_CHECKING:
 
     from quant_assets.models.dataset import Dataset, Windows
     from quant_assets.models.gate import Verdict
-    from quant_assets.models.mlp import TrainedMlp
+    from quant_assets.models.mlp import MlpParameters, TrainedMlp
 
 GROUP = "models"
 OWNERS = ["team:research"]
 SIDES = ("long", "short")
 # How far sentiment may lift the out-of-sample AUC before it is taken for a leak: real news hardly know tomorrow.
 SUSPICIOUS_AUC_GAIN = 0.03
+SUSPICIOUS_GAIN_CHECK = "no_suspicious_sentiment_gain"
 
 
-class MlpConfig(dg.Config):
-    """Windows, hyperparameters and gate of an MLP; see `MlpParameters` and `make_windows`.
+class TrainingConfig(dg.Config):
+    """Windows and hyperparameters of an MLP; see `MlpParameters` and `make_windows`.
 
     `in_sample_sessions` keeps the newest sessions of the in-sample window alone: after a change of regime, what came long before
     it teaches the wrong thing.
@@ -54,10 +55,49 @@ class MlpConfig(dg.Config):
     balance_classes: bool = True
     per_symbol: bool = False
     seed: int | None = None
+
+    @property
+    def first_seed(self) -> int:
+        """The configured seed, or the project's."""
+        return settings().seed if self.seed is None else self.seed
+
+    def windows_of(self, dataset: "Dataset") -> "Windows":
+        """The sessions of a data set, cut into windows."""
+        from quant_assets.models.dataset import make_windows
+
+        return make_windows(
+            sorted(set(dataset.session.astype(object))),
+            self.in_sample_fraction,
+            dt.date.fromisoformat(self.in_sample_last) if self.in_sample_last else None,
+            self.validation_fraction,
+            self.embargo_sessions,
+            self.in_sample_sessions,
+        )
+
+    def hyperparameters(self) -> "MlpParameters":
+        """What `mlp.train` takes."""
+        from quant_assets.models.mlp import MlpParameters
+
+        return MlpParameters(
+            hidden_units=tuple(self.hidden_units),
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            max_epochs=self.max_epochs,
+            patience_epochs=self.patience_epochs,
+            balance_classes=self.balance_classes,
+            per_symbol=self.per_symbol,
+            seed=self.first_seed,
+        )
+
+
+class MlpConfig(TrainingConfig):
+    """How an MLP is trained, and how sure the gate has to be of it."""
+
     gate_confidence: float = 0.95
 
 
-def _checks(name: str, sentiment: bool) -> list[dg.AssetCheckSpec]:
+def _checks(name: str, reads_news: bool) -> list[dg.AssetCheckSpec]:
     asset = dg.AssetKey([GROUP, name])
     specs = [
         dg.AssetCheckSpec(
@@ -73,13 +113,13 @@ def _checks(name: str, sentiment: bool) -> list[dg.AssetCheckSpec]:
             "of the Brier score's improvement above 0); otherwise it stays challenger.",
         ),
     ]
-    if sentiment:
+    if reads_news:
         specs.append(
             dg.AssetCheckSpec(
-                "no_suspicious_sentiment_gain",
+                SUSPICIOUS_GAIN_CHECK,
                 asset=asset,
                 blocking=True,
-                description="Against the same network without sentiment (same windows, same seed), the out-of-sample "
+                description="Against the same network on technical inputs alone (same windows, same seed), the out-of-sample "
                 f"AUC gains less than {SUSPICIOUS_AUC_GAIN} beyond doubt: a large gain means that the join leaks.",
             )
         )
@@ -87,8 +127,8 @@ def _checks(name: str, sentiment: bool) -> list[dg.AssetCheckSpec]:
 
 
 def _mlp_asset(name: str, description: str) -> dg.AssetsDefinition:
-    sentiment = name != "mlp_technical"
     features = FEATURE_SETS[name]
+    reads_news = any(table in features.tables for table in NEWS_TABLES)
 
     @dg.asset(
         key=[GROUP, name],
@@ -101,7 +141,7 @@ def _mlp_asset(name: str, description: str) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.single_run(),
         code_version="1",
         pool="training",
-        check_specs=_checks(name, sentiment),
+        check_specs=_checks(name, reads_news),
     )
     def mlp(
         context: dg.AssetExecutionContext,
@@ -124,6 +164,11 @@ mlp_sentiment = _mlp_asset(
     "Like mlp_technical with entity sentiment (means over 1..16 sessions) as 16 more inputs. Where the news are "
     "simulated they contain no alpha, so no honest gain is to be expected.",
 )
+mlp_enhanced = _mlp_asset(
+    "mlp_enhanced",
+    "Like mlp_sentiment with the sentiment of the symbol's competitors and of its industry (means over 1..16 sessions) as "
+    "32 more inputs, 79 in all. What each of these adds is measured by backtests/sentiment_ablation.",
+)
 
 
 def _train(
@@ -136,40 +181,23 @@ def _train(
     import numpy as np
 
     from quant_assets.models import evaluation, plots
-    from quant_assets.models.dataset import make_dataset, make_windows
-    from quant_assets.models.mlp import MlpParameters, OnnxMlp, train
+    from quant_assets.models.dataset import make_dataset
+    from quant_assets.models.mlp import OnnxMlp, train
 
     features = FEATURE_SETS[name]
-    seed = settings().seed if config.seed is None else config.seed
+    seed = config.first_seed
     # Read by snapshot, so that the lineage names exactly the rows that were used.
     specs = (*features.tables, tables.LABELS)
     snapshots = {spec.name: warehouse.snapshot_id(spec) for spec in specs}
     read = {spec.name: warehouse.read(spec, snapshot_id=snapshots[spec.name]) for spec in specs}
     labels = read[tables.LABELS.name]
     dataset = make_dataset([read[t.name] for t in features.tables], labels, features.inputs)
-    windows = make_windows(
-        sorted(set(dataset.session.astype(object))),
-        config.in_sample_fraction,
-        dt.date.fromisoformat(config.in_sample_last) if config.in_sample_last else None,
-        config.validation_fraction,
-        config.embargo_sessions,
-        config.in_sample_sessions,
-    )
+    windows = config.windows_of(dataset)
     parts = {window: dataset.take(mask) for window, mask in dataset.masks(windows).items()}
     context.log.info(
         "%s: %s", name, ", ".join(f"{window} {len(part.y)} rows" for window, part in parts.items())
     )
-    parameters = MlpParameters(
-        hidden_units=tuple(config.hidden_units),
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        batch_size=config.batch_size,
-        max_epochs=config.max_epochs,
-        patience_epochs=config.patience_epochs,
-        balance_classes=config.balance_classes,
-        per_symbol=config.per_symbol,
-        seed=seed,
-    )
+    parameters = config.hyperparameters()
     training, validation, unseen = parts["train"], parts["validation"], parts["out_of_sample"]
     model = train(
         dataset.inputs,
@@ -193,10 +221,13 @@ def _train(
 
     schema_hash = features.schema_hash
     verdict = _judge(registry.find(name), unseen, probability["out_of_sample"], schema_hash, config)
-    news_sources = (
-        sorted(set(read[tables.SENTIMENT.name]["source"].to_pylist()))
-        if tables.SENTIMENT.name in read
-        else []
+    news_sources = sorted(
+        {
+            source
+            for spec in NEWS_TABLES
+            if spec.name in read
+            for source in read[spec.name]["source"].to_pylist()
+        }
     )
     first_label = labels.slice(0, 1).to_pylist()[0]
     label_rule = {k: first_label[k] for k in LabelParameters.__dataclass_fields__}
@@ -236,7 +267,7 @@ def _train(
         description=verdict.reason,
         metadata={"version": version.version, "promoted": promoted},
     )
-    if "no_suspicious_sentiment_gain" in {spec.name for spec in context.assets_def.check_specs}:
+    if SUSPICIOUS_GAIN_CHECK in {spec.name for spec in context.assets_def.check_specs}:
         yield _sentiment_gain(dataset, windows, parameters, probability["out_of_sample"], weights)
     figures = {
         "ROC out of sample": plots.roc_figure(
@@ -360,17 +391,16 @@ def _judge(
 def _sentiment_gain(
     dataset: "Dataset",
     windows: "Windows",
-    parameters: object,
+    parameters: "MlpParameters",
     with_sentiment: "np.ndarray",
     weights: "np.ndarray",
 ) -> dg.AssetCheckResult:
-    """Train the same network without the sentiment inputs and compare the AUC on the same resamples."""
+    """Train the same network on the technical inputs alone and compare the AUC on the same resamples."""
     import numpy as np
 
     from quant_assets.models import evaluation
-    from quant_assets.models.mlp import MlpParameters, train
+    from quant_assets.models.mlp import train
 
-    assert isinstance(parameters, MlpParameters)
     plain = dataset.with_inputs(tables.TECHNICAL_INPUTS)
     parts = {window: plain.take(mask) for window, mask in plain.masks(windows).items()}
     without = train(
@@ -383,18 +413,15 @@ def _sentiment_gain(
     rows: list[dict[str, object]] = []
     leaking = False
     for i, side in enumerate(SIDES):
-        draws = np.array(
-            [
-                evaluation.auc(y[:, i], with_sentiment[:, i], w) - evaluation.auc(y[:, i], without[:, i], w)
-                for w in weights[:200]
-            ]
+        draws = evaluation.auc_draws(y[:, i], with_sentiment[:, i], weights) - evaluation.auc_draws(
+            y[:, i], without[:, i], weights
         )
         gain = evaluation.auc(y[:, i], with_sentiment[:, i]) - evaluation.auc(y[:, i], without[:, i])
         low, high = np.nanquantile(draws, [0.025, 0.975])
         leaking |= bool(low > SUSPICIOUS_AUC_GAIN)
         rows.append({"output": side, "AUC gain": gain, "low": float(low), "high": float(high)})
     return dg.AssetCheckResult(
-        check_name="no_suspicious_sentiment_gain",
+        check_name=SUSPICIOUS_GAIN_CHECK,
         passed=not leaking,
         description="sentiment lifts the AUC more than news can: look for a leak in the join"
         if leaking

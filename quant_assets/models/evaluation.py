@@ -25,10 +25,25 @@ def auc(y: np.ndarray, p: np.ndarray, weight: np.ndarray | None = None) -> float
         p: shape (rows,), score.
         weight: shape (rows,), how often each row counts.
     """
-    weight = np.ones(len(y)) if weight is None else weight
+    return float(auc_draws(y, p, np.ones((1, len(y))) if weight is None else weight[None])[0])
+
+
+def auc_draws(y: np.ndarray, p: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`auc` of each resample, shape (resamples,).
+
+    Args:
+        y: shape (rows,), 0 or 1.
+        p: shape (rows,), score.
+        weights: how often each row counts, shape (resamples, rows).
+    """
     order = np.argsort(p, kind="stable")
-    y, p, weight = y[order], p[order], weight[order]
+    y, p = y[order], p[order]
     starts = np.flatnonzero(np.r_[True, p[1:] != p[:-1]])
+    return np.array([_auc_in_order(y, starts, weight[order]) for weight in weights])
+
+
+def _auc_in_order(y: np.ndarray, starts: np.ndarray, weight: np.ndarray) -> float:
+    """Of rows in order of their score; equal scores begin at `starts`."""
     positive = np.add.reduceat(weight * y, starts)
     negative = np.add.reduceat(weight * (1 - y), starts)
     below = np.cumsum(negative) - negative
@@ -135,7 +150,7 @@ def mean_interval(values: np.ndarray, weights: np.ndarray, confidence: float = 0
 
 def auc_interval(y: np.ndarray, p: np.ndarray, weights: np.ndarray, confidence: float = 0.95) -> Interval:
     """AUC with a percentile interval over the resamples `weights` (resamples, rows)."""
-    draws = np.array([auc(y, p, w) for w in weights])
+    draws = auc_draws(y, p, weights)
     low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(auc(y, p), float(low), float(high))
 

@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass
 
 from quant_assets.features import tables
+from quant_assets.features.peers import SQL as PEERS_SQL
 from quant_assets.features.sentiment import SQL as SENTIMENT_SQL
 from quant_assets.features.technical import SQL as TECHNICAL_SQL
 from quant_resources.iceberg import TableSpec
@@ -34,6 +35,8 @@ class FeatureSet:
         return hashlib.sha256("\n".join([*self.inputs, *self.definitions]).encode()).hexdigest()[:16]
 
 
+# Features that come from news, and say of each row which.
+NEWS_TABLES = (tables.SENTIMENT, tables.PEERS)
 FEATURE_SETS = {
     "mlp_technical": FeatureSet((tables.TECHNICAL,), tables.TECHNICAL_INPUTS, (TECHNICAL_SQL,)),
     "mlp_sentiment": FeatureSet(
@@ -41,4 +44,11 @@ FEATURE_SETS = {
         tables.TECHNICAL_INPUTS + tables.SENTIMENT_INPUTS,
         (TECHNICAL_SQL, SENTIMENT_SQL),
     ),
+    "mlp_enhanced": FeatureSet(
+        (tables.TECHNICAL, tables.SENTIMENT, tables.PEERS),
+        tables.TECHNICAL_INPUTS + tables.SENTIMENT_INPUTS + tables.COMPETITOR_INPUTS + tables.INDUSTRY_INPUTS,
+        (TECHNICAL_SQL, SENTIMENT_SQL, PEERS_SQL),
+    ),
 }
+# Every table that a classifier reads, by name.
+FEATURE_TABLES = {spec.name: spec for features in FEATURE_SETS.values() for spec in features.tables}

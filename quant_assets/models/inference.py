@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from quant_assets.features import tables as feature_tables
-from quant_assets.models.feature_sets import FEATURE_SETS
+from quant_assets.models.feature_sets import FEATURE_SETS, NEWS_TABLES
 from quant_resources.duckdb import query
 
 
@@ -46,7 +45,7 @@ def model_rows(bundle: Mapping[str, Any], tables: Mapping[str, pa.Table]) -> pa.
     wanted = bundle["tables"]
     joins = " ".join(f'JOIN "{name}" USING (symbol, session)' for name in wanted[1:])
     columns = ", ".join(f'"{name}"' for name in bundle["inputs"])
-    source = '"features.sentiment".source' if feature_tables.SENTIMENT.name in wanted else "'none'"
+    source = next((f'"{spec.name}".source' for spec in NEWS_TABLES if spec.name in wanted), "'none'")
     return query(
         f'SELECT symbol, session, {source} AS news_source, {columns} FROM "{wanted[0]}" {joins} '
         "ORDER BY session, symbol",

@@ -35,7 +35,7 @@ EXTRA_SCALE_BARS = 250
 FEATURE_LIMIT = 5.0
 # The median absolute value of a normal variable is this share of its standard deviation.
 MEDIAN_TO_DEVIATION = 0.6744897501960817
-FEATURE_TABLES = (feature_tables.TECHNICAL, feature_tables.SENTIMENT)
+FEATURE_TABLES = (feature_tables.TECHNICAL, feature_tables.SENTIMENT, feature_tables.PEERS)
 
 
 class PortfolioData(NamedTuple):
@@ -80,8 +80,8 @@ def read_portfolio_market(
         symbols: assets in this order; all, by name, when None.
         first: session of the first decision; look-backs and scales read what is stored before it. None for the first bar.
         last: last session that is read; None for the newest.
-        extra_features: columns of `features.technical` or `features.sentiment`, such as 'rsi_14' or 'sentiment_sma_1'; each is
-            scaled by the mean and the deviation of the symbol's last 250 rows.
+        extra_features: columns of `features.technical`, `features.sentiment` or `features.peers`, such as 'rsi_14' or
+            'sentiment_sma_1'; each is scaled by the mean and the deviation of the symbol's last 250 rows.
 
     Raises:
         DatasetError: no bars, or an unknown feature.

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from quant_assets.features import tables as feature_tables
 from quant_assets.market import tables as market_tables
+from quant_assets.models.feature_sets import FEATURE_TABLES
 from quant_assets.models.inference import FeatureSchemaMismatch, require_same_features
 from quant_assets.monitoring import tables
 from quant_assets.monitoring.drift import (
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
 
 GROUP = "monitoring"
 OWNERS = ["team:research"]
-CLASSIFIERS = ["mlp_technical", "mlp_sentiment"]
+CLASSIFIERS = ["mlp_technical", "mlp_sentiment", "mlp_enhanced"]
 EXECUTION = "sac_execution"
 NO_DRIFT = "no_drift"
 WORST_SHOWN = 12
@@ -84,7 +85,6 @@ LOOK_BACK_READ = 20
 MOST_REQUESTS = 200
 # The same for orders whose schedule is run again on minute bars.
 MOST_ORDERS = 50
-FEATURE_SPECS = {spec.name: spec for spec in (feature_tables.TECHNICAL, feature_tables.SENTIMENT)}
 
 
 class MonitoringConfig(dg.Config):
@@ -298,7 +298,7 @@ def _said(champion: ModelVersion, data: pa.Table, nothing: str) -> str:
     deps=[
         *(
             dg.AssetDep(spec.name.split("."), partition_mapping=look_back(DECLARED_LOOK_BACK))
-            for spec in FEATURE_SPECS.values()
+            for spec in FEATURE_TABLES.values()
         ),
         dg.AssetDep([GROUP, "performance"], partition_mapping=look_back(DECLARED_LOOK_BACK)),
         dg.AssetDep(["serving", "captured_requests"]),
@@ -393,7 +393,7 @@ def _watch_classifier(
     network = OnnxMlp(champion.onnx, champion.bundle["symbols"])
 
     def read(since: dt.date, to: dt.date) -> Rows:
-        stored = {t: warehouse.read(FEATURE_SPECS[t], since, to) for t in champion.bundle["tables"]}
+        stored = {t: warehouse.read(FEATURE_TABLES[t], since, to) for t in champion.bundle["tables"]}
         return classifier_rows(champion.bundle, stored, network, CALENDAR)
 
     train_first = dt.date.fromisoformat(champion.bundle["windows"]["train_first"])

@@ -11,6 +11,7 @@ import dagster as dg
 import pyarrow as pa
 
 from quant_assets.features import tables as feature_tables
+from quant_assets.models.feature_sets import FEATURE_TABLES, NEWS_TABLES
 from quant_assets.models.inference import inputs_of, model_rows, require_same_features
 from quant_assets.partitions import CALENDAR, SESSIONS, run_sessions, settings
 from quant_assets.presentation import data_version, figure_markdown, markdown_table, show
@@ -23,7 +24,11 @@ from quant_assets.serving.signals import (
     remove_stale_files,
     write_signal_files,
 )
-from quant_assets.strategies.mlp_long_short import MlpLongShort, MlpSentimentLongShort
+from quant_assets.strategies.mlp_long_short import (
+    MlpEnhancedLongShort,
+    MlpLongShort,
+    MlpSentimentLongShort,
+)
 from quant_resources.endpoints import EndpointError, Endpoints
 from quant_resources.iceberg import Warehouse
 from quant_resources.io_manager import table_metadata
@@ -37,9 +42,10 @@ if TYPE_CHECKING:
 GROUP = "serving"
 OWNERS = ["team:trading"]
 # The strategies that are traded live: the same rule that is backtested.
-STRATEGIES = (MlpLongShort, MlpSentimentLongShort)
+STRATEGIES = (MlpLongShort, MlpSentimentLongShort, MlpEnhancedLongShort)
 PORTFOLIO = "sac_portfolio"  # registered model and strategy
 WEIGHTS_CHECK = "portfolio_weights"
+CHAMPIONS_CHECK = "every_strategy_has_a_champion"
 # A run over more sessions than this fills in the past: the registered champion is asked, and no endpoint is loaded with history.
 LIVE_SESSIONS = 31
 
@@ -72,6 +78,7 @@ class LiveSignalConfig(dg.Config):
     ins={
         "technical": dg.AssetIn(["features", "technical"]),
         "sentiment": dg.AssetIn(["features", "sentiment"]),
+        "peers": dg.AssetIn(["features", "peers"]),
     },
     deps=[
         *(dg.AssetKey(["models", model]) for model in (strategy.model for strategy in STRATEGIES) if model),
@@ -80,13 +87,18 @@ class LiveSignalConfig(dg.Config):
     ],
     kinds={"onnx", "iceberg"},
     owners=OWNERS,
-    code_version="2",
+    code_version="3",
     check_specs=[
+        dg.AssetCheckSpec(
+            CHAMPIONS_CHECK,
+            asset=dg.AssetKey(["serving", "live_signals"]),
+            description="Every classifier that is traded has a champion in the registry. A warning: the other strategies' signals are there.",
+        ),
         dg.AssetCheckSpec(
             WEIGHTS_CHECK,
             asset=dg.AssetKey(["serving", "live_signals"]),
             description="The portfolio's champion, if there is one, gave its weights. A warning: the other strategies' signals are there.",
-        )
+        ),
     ],
 )
 def live_signals(
@@ -94,6 +106,7 @@ def live_signals(
     config: LiveSignalConfig,
     technical: pa.Table,
     sentiment: pa.Table,
+    peers: pa.Table,
     warehouse: dg.ResourceParam[Warehouse],
     registry: dg.ResourceParam[ModelRegistry],
     endpoints: dg.ResourceParam[Endpoints],
@@ -105,12 +118,21 @@ def live_signals(
 
     first, last = run_sessions(context)
     sessions = CALENDAR.sessions(first, last)
-    have = {feature_tables.TECHNICAL.name: technical, feature_tables.SENTIMENT.name: sentiment}
+    have = {
+        feature_tables.TECHNICAL.name: technical,
+        feature_tables.SENTIMENT.name: sentiment,
+        feature_tables.PEERS.name: peers,
+    }
     parts = []
     rules: dict[str, MlpLongShort] = {}
+    untrained: list[str] = []
     for traded in STRATEGIES:
         strategy, model = traded.name, str(traded.model)
-        champion = registry.champion(model)
+        champion = registry.find(model)
+        if champion is None:
+            # A model that came with newer code: the night goes on with those that there are.
+            untrained.append(model)
+            continue
         require_same_features(model, champion.bundle)
         label = champion.bundle["label"]
         rules[strategy] = traded(
@@ -124,10 +146,7 @@ def live_signals(
         rows = model_rows(champion.bundle, have)
         network = OnnxMlp(champion.onnx, champion.bundle["symbols"])
         snapshots = ", ".join(
-            f"{name}={warehouse.snapshot_id(spec)}"
-            for name in champion.bundle["tables"]
-            for spec in (feature_tables.TECHNICAL, feature_tables.SENTIMENT)
-            if spec.name == name
+            f"{name}={warehouse.snapshot_id(FEATURE_TABLES[name])}" for name in champion.bundle["tables"]
         )
         seen_until = dt.date.fromisoformat(champion.bundle["windows"]["in_sample_last"])
         live = _Live(context, registry, endpoints, champion, network, len(sessions) <= LIVE_SESSIONS)
@@ -156,6 +175,17 @@ def live_signals(
                     },
                 )
             )
+    if not rules:
+        raise dg.Failure(
+            f"no champion of {', '.join(untrained)} in the registry: run train_job first.",
+            allow_retries=False,
+        )
+    yield dg.AssetCheckResult(
+        check_name=CHAMPIONS_CHECK,
+        passed=not untrained,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"no champion of {', '.join(untrained)}: run train_job" if untrained else None,
+    )
     weights, found = _weights_or_why_not(context, config, warehouse, registry, first, last)
     yield found
     if weights is not None:
@@ -366,6 +396,8 @@ def _portfolio_signals(
             "model_version": champion.version,
             "served_by": "registry: portfolios have no endpoint",
             "feature_snapshots": ", ".join(f"{name}={snapshot}" for name, snapshot in data.snapshots.items()),
-            "news_source": data.sources.get(feature_tables.SENTIMENT.name, "none"),
+            "news_source": next(
+                (data.sources[spec.name] for spec in NEWS_TABLES if spec.name in data.sources), "none"
+            ),
         },
     )

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 import pyarrow as pa
 
-from quant_assets.features import tables as feature_tables
+from quant_assets.models.feature_sets import FEATURE_TABLES
 from quant_assets.models.inference import FeatureSchemaMismatch, model_rows, require_same_features
 from quant_assets.partitions import CALENDAR, FIRST_SESSION, settings
 from quant_assets.presentation import figure_markdown, markdown_table
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 GROUP = "serving"
 OWNERS = ["team:platform"]
 EXECUTION_MODEL, EXECUTION_ENDPOINT = "sac_execution", "execution"
-SIGNAL_MODELS = ("mlp_technical", "mlp_sentiment")
+SIGNAL_MODELS = ("mlp_technical", "mlp_sentiment", "mlp_enhanced")
 # Of stored feature rows: so many newest sessions are tried before any traffic.
 EXAMPLE_SESSIONS = 20
 # Until a rollout has ended; on SageMaker a fleet starts, bakes twice at least three minutes, and the old one stays for two more.
@@ -181,8 +181,8 @@ def execution_endpoint(
 @dg.asset(
     key=[GROUP, "signal_endpoint"],
     group_name=GROUP,
-    description="The champions of the classifiers, each behind an endpoint (`signal-mlp-technical`, `signal-mlp-sentiment`): features or bars "
-    "in, probabilities and side out. Features are computed by the training code, whose hash travels in the bundle. Deployed by canary "
+    description="The champions of the classifiers, each behind an endpoint (`signal-mlp-technical`, `signal-mlp-sentiment`, `signal-mlp-enhanced`): "
+    "features or bars in, probabilities and side out. Features are computed by the training code, whose hash travels in the bundle. Deployed by canary "
     "with automatic rollback; deploying the same bundle again changes nothing.",
     deps=[dg.AssetKey(["models", model]) for model in SIGNAL_MODELS],
     kinds={"onnx", "sagemaker"},
@@ -237,17 +237,16 @@ def example_requests(warehouse: Warehouse, bundle: Mapping[str, Any]) -> list[by
 
     from quant_assets.serving.inputs import feature_rows
 
-    specs = {spec.name: spec for spec in (feature_tables.TECHNICAL, feature_tables.SENTIMENT)}
     newest = None
     for name in bundle["tables"]:
-        sessions = warehouse.read(specs[name], columns=["session"])["session"]
+        sessions = warehouse.read(FEATURE_TABLES[name], columns=["session"])["session"]
         last = pc.max(sessions).as_py()
         if last is None:
             return []
         newest = last if newest is None else min(newest, last)
     assert newest is not None
     first = CALENDAR.shift(newest, 1 - EXAMPLE_SESSIONS)
-    have = {name: warehouse.read(specs[name], first, newest) for name in bundle["tables"]}
+    have = {name: warehouse.read(FEATURE_TABLES[name], first, newest) for name in bundle["tables"]}
     rows = model_rows(bundle, have)
     return [
         json.dumps({"rows": feature_rows(bundle, rows.filter(pc.equal(rows["session"], session)))}).encode()

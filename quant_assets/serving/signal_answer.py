@@ -4,9 +4,10 @@ Belongs here: the request and the answer, and the checks of both. Does not belon
 (`quant_assets/features`: the code that made the training rows makes these), and the decision rule
 (`quant_assets/strategies/mlp_long_short.py`).
 
-Two ways to ask. *Rows* carry the features: every one that the model reads, by name. *Bars* (and news, where the model reads it)
-carry what the features are made of: the newest session among them is answered, for every symbol that has bars; a symbol needs its
-last 21 bars, within 31 sessions.
+Two ways to ask. *Rows* carry the features: every one that the model reads, by name. *Bars* (and news and relations, where the model
+reads them) carry what the features are made of: the newest session among them is answered, for every symbol that has bars; a symbol
+needs its last 21 bars, within 31 sessions. Relations hold for all of these sessions: a list of competitors that changed among them is
+told by rows alone.
 
 Tables are built from buffers and read back as lists: pyarrow's own conversions load pandas, which an endpoint does without.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 5_000
 MOST_BARS = 20_000
 MOST_ARTICLES = 20_000
+MOST_RELATIONS = 20_000
 MOST_SYMBOL_LENGTH = 32
 # What a bar may say. Wide enough for any share, narrow enough that no indicator overflows.
 BAR_BOUNDS = {
@@ -45,6 +47,7 @@ BAR_BOUNDS = {
 # Of any feature, up or down: with more the network itself could overflow, and a request would look like a broken model.
 MOST_FEATURE = 1e6
 SENTIMENT_TABLE = "features.sentiment"
+PEERS_TABLE = "features.peers"
 TECHNICAL_TABLE = "features.technical"
 SIDES = {1: "long", -1: "short", 0: "flat"}
 # Of rows without an article; no number depends on it.
@@ -96,7 +99,7 @@ class Article(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     Attributes:
         article_id: its identity.
-        symbol: one that has bars.
+        symbol: one that has bars, or a peer of one.
         session: that it belongs to: it was published after the close of the session before, and not after the close of this one.
         sentiment_score: of this symbol in the article, -1 to 1.
         relevance_score: how much the article is about it, 0 to 1.
@@ -107,6 +110,20 @@ class Article(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     session: dt.date
     sentiment_score: float
     relevance_score: float
+
+
+class Relation(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Whose news count for a symbol.
+
+    Attributes:
+        symbol: one that has bars.
+        peer: another company; it needs no bars.
+        kind: 'competitor', or 'industry' for a company of the same industry. One that is both is sent as both.
+    """
+
+    symbol: str
+    peer: str
+    kind: Literal["competitor", "industry"]
 
 
 def _list(most: int, text: str) -> Any:
@@ -120,6 +137,8 @@ class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         rows: features, at most 5,000 rows.
         bars: at most 20,000; the newest session is answered.
         news: with bars, and only for models that read sentiment, which need it (empty where there was none); at most 20,000.
+        relations: with bars, and only for models that read the news of peers, which need them (empty where there are none); at most
+            20,000.
     """
 
     rows: Annotated[list[FeatureRow], _list(MOST_ROWS, "features by symbol and session")] | None = None
@@ -128,6 +147,10 @@ class SignalRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ) = None
     news: (
         Annotated[list[Article], _list(MOST_ARTICLES, "with bars, for models that read sentiment")] | None
+    ) = None
+    relations: (
+        Annotated[list[Relation], _list(MOST_RELATIONS, "with bars, for models that read the news of peers")]
+        | None
     ) = None
 
 
@@ -225,7 +248,12 @@ class SignalAnswerer:
     @property
     def reads_news(self) -> bool:
         """Whether bars have to come with news."""
-        return SENTIMENT_TABLE in self.tables
+        return SENTIMENT_TABLE in self.tables or self.reads_peers
+
+    @property
+    def reads_peers(self) -> bool:
+        """Whether bars have to come with relations."""
+        return PEERS_TABLE in self.tables
 
     def answer(self, request: SignalRequest, now: dt.datetime) -> SignalAnswer:
         """Judge rows or bars.
@@ -246,9 +274,11 @@ class SignalAnswerer:
         if request.rows is not None:
             if request.news is not None:
                 raise RequestRefused("news", "rows carry their features already: news goes with bars")
+            if request.relations is not None:
+                raise RequestRefused("relations", "rows carry their features already: relations go with bars")
             symbols, sessions, x = self._rows(request.rows)
         else:
-            symbols, sessions, x = self._features(request.bars or [], request.news)
+            symbols, sessions, x = self._features(request.bars or [], request.news, request.relations)
         probability = self._probability(x, symbols)
 
         from quant_assets.strategies.mlp_long_short import choose_side
@@ -315,31 +345,31 @@ class SignalAnswerer:
             f"is unknown; {self._model} reads {', '.join(self.inputs)}",
         )
 
-    def _check_keys(self, field: str, items: Sequence[FeatureRow | Bar | Article]) -> None:
+    def _check_keys(self, field: str, items: Sequence[FeatureRow | Bar]) -> None:
         """Symbols that the model knows, sessions that are some."""
         for i, item in enumerate(items):
-            if not 0 < len(item.symbol) <= MOST_SYMBOL_LENGTH:
-                raise RequestRefused(
-                    f"{field}[{i}].symbol",
-                    f"has {len(item.symbol)} characters: 1 to {MOST_SYMBOL_LENGTH}",
-                )
+            _require_ticker(f"{field}[{i}].symbol", item.symbol)
             if self.symbols != ("*",) and item.symbol not in self.symbols:
                 raise RequestRefused(
                     f"{field}[{i}].symbol",
                     f"{item.symbol!r} is unknown; {self._model} knows {', '.join(self.symbols)}",
                 )
-            if not self.hours.is_session(item.session):
-                raise RequestRefused(
-                    f"{field}[{i}].session",
-                    f"{item.session} is no session: a weekend, a holiday, or outside {self.hours.first}..{self.hours.last}",
-                )
+            self._require_session(f"{field}[{i}].session", item.session)
+
+    def _require_session(self, field: str, session: dt.date) -> None:
+        if not self.hours.is_session(session):
+            raise RequestRefused(
+                field,
+                f"{session} is no session: a weekend, a holiday, or outside {self.hours.first}..{self.hours.last}",
+            )
 
     # -- bars ------------------------------------------------------------------------------------------------------------
 
     def _features(
-        self, bars: list[Bar], news: list[Article] | None
+        self, bars: list[Bar], news: list[Article] | None, relations: list[Relation] | None
     ) -> tuple[list[str], list[dt.date], np.ndarray]:
         """Inputs of the newest session by the code that made the training rows; symbols in order."""
+        from quant_assets.features.peers import peer_features
         from quant_assets.features.sentiment import sentiment_features
         from quant_assets.features.technical import (
             BARS_BACK,
@@ -353,15 +383,22 @@ class SignalAnswerer:
         _require_once("bars", ((bar.symbol, bar.session) for bar in bars), _named_day)
         newest = max(bar.session for bar in bars)
         table = self._bars_table(bars)
-        self._check_news(news, {bar.symbol for bar in bars}, newest)
+        traded = {bar.symbol for bar in bars}
+        self._check_relations(relations, traded)
+        self._check_news(news, traded, {relation.peer for relation in relations or []}, newest)
         computed = {TECHNICAL_TABLE: technical_features(table, self.hours, newest, newest)}
-        if news is not None:
+        articles = _news_table(news or [])
+        if SENTIMENT_TABLE in self.tables:
             computed[SENTIMENT_TABLE] = sentiment_features(
-                _news_table(news), table, self.hours, newest, newest, NEWS_SOURCE
+                articles, table, self.hours, newest, newest, NEWS_SOURCE
+            )
+        if self.reads_peers:
+            computed[PEERS_TABLE] = peer_features(
+                articles, table, _relations_table(relations or []), self.hours, newest, newest, NEWS_SOURCE
             )
         rows = model_rows({"tables": self.tables, "inputs": self.inputs}, computed)
         symbols = rows["symbol"].to_pylist()
-        if lacking := sorted({bar.symbol for bar in bars} - set(symbols)):
+        if lacking := sorted(traded - set(symbols)):
             raise RequestRefused(
                 "bars",
                 f"{lacking[0]} has no features on {newest}: it needs a bar of that session and {BARS_BACK} before it, within "
@@ -408,7 +445,38 @@ class SignalAnswerer:
         }
         return pa.Table.from_arrays(list(columns.values()), names=list(columns))
 
-    def _check_news(self, news: list[Article] | None, symbols: set[str], newest: dt.date) -> None:
+    def _check_relations(self, relations: list[Relation] | None, symbols: set[str]) -> None:
+        if not self.reads_peers:
+            if relations is not None:
+                raise RequestRefused("relations", f"{self._model} reads none: leave them out")
+            return
+        if relations is None:
+            raise RequestRefused(
+                "relations",
+                f"is missing: {self._model} reads the news of competitors and industry; send [] where there are none",
+            )
+        if len(relations) > MOST_RELATIONS:
+            raise RequestRefused(
+                "relations", f"{len(relations)} relations are too many: at most {MOST_RELATIONS}"
+            )
+        for i, relation in enumerate(relations):
+            _require_ticker(f"relations[{i}].symbol", relation.symbol)
+            if relation.symbol not in symbols:
+                raise RequestRefused(
+                    f"relations[{i}].symbol", f"{relation.symbol!r} has no bars: leave the relation out"
+                )
+            _require_ticker(f"relations[{i}].peer", relation.peer)
+            if relation.peer == relation.symbol:
+                raise RequestRefused(f"relations[{i}].peer", f"{relation.peer!r} is no peer of itself")
+        _require_once(
+            "relations",
+            ((r.symbol, r.peer, r.kind) for r in relations),
+            lambda key: f"{key[1]} as {key[2]} of {key[0]}",
+        )
+
+    def _check_news(
+        self, news: list[Article] | None, symbols: set[str], peers: set[str], newest: dt.date
+    ) -> None:
         if not self.reads_news:
             if news is not None:
                 raise RequestRefused("news", f"{self._model} reads none: leave it out")
@@ -419,15 +487,19 @@ class SignalAnswerer:
             )
         if len(news) > MOST_ARTICLES:
             raise RequestRefused("news", f"{len(news)} articles are too many: at most {MOST_ARTICLES}")
-        self._check_keys("news", news)
+        for i, article in enumerate(news):
+            # Whoever has bars is known by now; of peers nothing but their news is read.
+            _require_ticker(f"news[{i}].symbol", article.symbol)
+            if article.symbol not in symbols and article.symbol not in peers:
+                whose = "bars" if not self.reads_peers else "bars and is nobody's peer"
+                raise RequestRefused(
+                    f"news[{i}].symbol", f"{article.symbol!r} has no {whose}: leave the article out"
+                )
+            self._require_session(f"news[{i}].session", article.session)
         _require_once(
             "news", ((a.article_id, a.symbol) for a in news), lambda key: f"article {key[0]} on {key[1]}"
         )
         for i, article in enumerate(news):
-            if article.symbol not in symbols:
-                raise RequestRefused(
-                    f"news[{i}].symbol", f"{article.symbol!r} has no bars: leave the article out"
-                )
             if article.session > newest:
                 raise RequestRefused(
                     f"news[{i}].session", f"{article.session} comes after the newest bar, {newest}"
@@ -436,6 +508,11 @@ class SignalAnswerer:
                 value = getattr(article, name)
                 if not low <= value <= 1.0:
                     raise RequestRefused(f"news[{i}].{name}", f"{value:g} is not possible: {low:g} to 1")
+
+
+def _require_ticker(field: str, symbol: str) -> None:
+    if not 0 < len(symbol) <= MOST_SYMBOL_LENGTH:
+        raise RequestRefused(field, f"has {len(symbol)} characters: 1 to {MOST_SYMBOL_LENGTH}")
 
 
 def _require_some(field: str, items: Sequence[object], most: int) -> None:
@@ -470,6 +547,21 @@ def _news_table(news: list[Article]) -> pa.Table:
         "sentiment_score": _numbers(np.array([a.sentiment_score for a in news], np.float64), pa.float64()),
         "relevance_score": _numbers(np.array([a.relevance_score for a in news], np.float64), pa.float64()),
         "source": _text(NEWS_SOURCE for _ in news),
+    }
+    return pa.Table.from_arrays(list(columns.values()), names=list(columns))
+
+
+def _relations_table(relations: list[Relation]) -> pa.Table:
+    import pyarrow as pa
+
+    from quant_assets.features.peers import ALWAYS
+
+    columns = {
+        "symbol": _text(r.symbol for r in relations),
+        "peer": _text(r.peer for r in relations),
+        "kind": _text(r.kind for r in relations),
+        "as_of": pa.nulls(len(relations), pa.date32()),
+        "valid_from": _dates(ALWAYS for _ in relations),
     }
     return pa.Table.from_arrays(list(columns.values()), names=list(columns))
 

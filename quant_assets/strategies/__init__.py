@@ -20,6 +20,7 @@ STRATEGIES: dict[str, str] = {
     "daily_breakout": "quant_assets.strategies.daily_breakout:DailyBreakout",
     "mlp_long_short": "quant_assets.strategies.mlp_long_short:MlpLongShort",
     "mlp_sentiment_long_short": "quant_assets.strategies.mlp_long_short:MlpSentimentLongShort",
+    "mlp_enhanced_long_short": "quant_assets.strategies.mlp_long_short:MlpEnhancedLongShort",
     "buy_and_hold": "quant_assets.strategies.yardsticks:BuyAndHold",
     "flat": "quant_assets.strategies.yardsticks:Flat",
 }

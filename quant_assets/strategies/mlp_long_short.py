@@ -87,6 +87,14 @@ class MlpSentimentLongShort(MlpLongShort):
     model: ClassVar[str | None] = "mlp_sentiment"
 
 
+@dataclass(frozen=True, kw_only=True)
+class MlpEnhancedLongShort(MlpLongShort):
+    """The same rule on the probabilities of the model that also reads the news of competitors and industry."""
+
+    name: ClassVar[str] = "mlp_enhanced_long_short"
+    model: ClassVar[str | None] = "mlp_enhanced"
+
+
 def choose_side(probability: np.ndarray, thresholds: tuple[float, float]) -> np.ndarray:
     """The side per row: the one whose probability exceeds its threshold by more; 0 when neither does.
 

@@ -18,11 +18,13 @@ import pyarrow as pa
 import pytest
 
 from quant_assets.backtests import plots, statistics
+from quant_assets.backtests.ablation import RUNGS, SIDES, Estimate, conclusion, ladder_rows
 from quant_assets.backtests.engine import Account, Costs
 from quant_assets.backtests.grid import STATISTICS, join_results, rule_array, run_grid
 from quant_assets.backtests.pages.comparison import write_comparison
 from quant_assets.backtests.pages.report_index import write_index
 from quant_assets.backtests.pages.sheet import (
+    AblationView,
     SweepView,
     TearSheet,
     completed,
@@ -169,13 +171,38 @@ def sheets(series: dict[str, BarSeries]) -> list[TearSheet]:
     ]
 
 
+def make_ablation(source: str = "simulated") -> AblationView:
+    """A ladder of noise."""
+    rng = np.random.default_rng(8)
+    estimates = [
+        Estimate(rung, measure, side, level, 0.01, level, level, level + rng.normal(0, 0.01, 100))
+        for rung in RUNGS
+        for measure, sides, level in (
+            ("auc", SIDES, 0.51),
+            ("brier_gain", SIDES, -0.001),
+            ("sharpe", ("both",), -0.25),
+            ("total_return", ("both",), -0.125),
+        )
+        for side in sides
+    ]
+    shared = {
+        "session": dt.date(2013, 3, 1),
+        "first_session": dt.date(2005, 6, 7),
+        "rows": 7939,
+        "seeds": 5,
+        "news_source": source,
+    }
+    rows = [{**row, **shared} for row in ladder_rows(estimates)]
+    return AblationView(conclusion(rows), rows)
+
+
 @pytest.fixture(scope="module")
 def folder(sheets: list[TearSheet], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All pages."""
     folder = tmp_path_factory.mktemp("reports") / "backtests"
     for sheet in sheets:
         write_tear_sheet(sheet, folder)
-    write_comparison(sheets, folder)
+    write_comparison(sheets, folder, make_ablation())
     write_index(folder.parent)
     return folder
 
@@ -300,7 +327,9 @@ def test_every_link_leads_to_a_file(folder: Path) -> None:
             if link.startswith("#"):
                 assert f"id={link[1:]}>" in path.read_text()
             else:
-                assert (path.parent / link).is_file(), f"{path.name} links {link}"
+                file, _, place = link.partition("#")
+                assert (path.parent / file).is_file(), f"{path.name} links {link}"
+                assert not place or f"id={place}>" in (path.parent / file).read_text()
 
 
 def test_the_header_shows_the_key_numbers(folder: Path, sheets: list[TearSheet]) -> None:
@@ -515,7 +544,7 @@ def test_yardsticks_are_shown_and_never_ranked(folder: Path) -> None:
     assert {name for name, rank, yardstick in order if yardstick and rank is None} == set(YARDSTICKS)
     page = Page(folder / "index.html")
     assert page.rows["comparison"] == 4
-    assert set(page.figures) == {"equity", "scatter", "correlation", "sharpe"}
+    assert set(page.figures) == {"equity", "scatter", "correlation", "sharpe", "ablation"}
     for name, figure in page.figures.items():
         check_figure(name, figure)
     assert facts["correlation"]["names"] == [
@@ -524,6 +553,49 @@ def test_yardsticks_are_shown_and_never_ranked(folder: Path) -> None:
     assert np.allclose(np.diag(facts["correlation"]["values"]), 1)
     assert "Without flat, whose return never changes." in page.text
     assert "Only five shares. (sma_crossover)" in page.text
+
+
+def test_what_alternative_data_add_is_a_section_with_its_numbers(folder: Path) -> None:
+    view = make_ablation()
+    page = Page(folder / "index.html")
+    assert "What alternative data add" in page.text
+    assert "No rung adds anything beyond doubt: of the 12 differences" in page.text
+    assert "same 7,939 rows, windows, hyperparameters and 5 seeds; out of sample, 2005-06-07 to" in page.text
+    assert "The news are simulated" in page.text
+    for row in view.rows:
+        if row["measure"] == "auc" and row["position"]:
+            assert f"{row['step']:+.4f} [{row['step_low']:+.4f}, {row['step_high']:+.4f}]" in page.text
+        if row["measure"] == "sharpe":
+            assert f"-0.25 [{row['low']:.2f}, {row['high']:.2f}]" in page.text
+    facts = read_json(folder / "comparison.json")["sentiment_ablation"]
+    assert facts["conclusion"] == view.conclusion
+    assert len(facts["rows"]) == len(view.rows) == 24
+    assert facts["rows"][0]["first_session"] == "2005-06-07"
+    assert facts["rows"][0]["step"] is None
+    index = Page(folder.parent / "index.html")
+    assert "backtests/index.html#what-alternative-data-add" in index.links
+    assert view.conclusion in index.text
+
+
+def test_without_an_ablation_the_section_says_how_to_get_one(sheets: list[TearSheet], tmp_path: Path) -> None:
+    page = Page(write_comparison(sheets, tmp_path / "backtests"))
+    assert "The ablation has not run: materialize backtests/sentiment_ablation" in page.text
+    assert "ablation" not in page.figures
+    assert read_json(tmp_path / "backtests" / "comparison.json")["sentiment_ablation"] is None
+    assert "What alternative data add" not in Page(write_index(tmp_path)).text
+
+
+def test_real_news_are_named_by_their_source_and_undefined_numbers_are_dashes(
+    sheets: list[TearSheet], tmp_path: Path
+) -> None:
+    view = make_ablation("alpha_vantage")
+    undefined = dict.fromkeys(("value", "seed_sd", "ensemble", "low", "high", "step_low", "step_high"))
+    undefined |= dict.fromkeys(("step", "gain", "gain_low", "gain_high"))
+    rows = [{**row, **undefined} if row["measure"] in ("auc", "sharpe") else row for row in view.rows]
+    page = Page(write_comparison(sheets, tmp_path, dataclasses.replace(view, rows=rows)))
+    assert "Source of the news: alpha_vantage." in page.text
+    assert "simulated" not in page.text
+    assert "The AUC is undefined: only one class occurs out of sample." in page.text
 
 
 def test_strategies_without_a_common_session_are_not_compared(
@@ -733,7 +805,7 @@ def test_a_browser_draws_every_plot_without_an_error(folder: Path) -> None:
             problems: list[str] = []
             tab.on("pageerror", lambda error: problems.append(str(error)))
             tab.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
-            for name, number in (("index", 4), ("daily_breakout", len(EVERY_PLOT))):
+            for name, number in (("index", 5), ("daily_breakout", len(EVERY_PLOT))):
                 tab.goto((folder / f"{name}.html").as_uri())
                 drawn = (
                     f"document.querySelectorAll('.js-plotly-plot .main-svg:first-child').length >= {number}"

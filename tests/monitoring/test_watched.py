@@ -9,12 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from quant_assets.features.tables import TECHNICAL, TECHNICAL_INPUTS
+from quant_assets.features.tables import (
+    COMPETITOR_INPUTS,
+    INDUSTRY_INPUTS,
+    PEERS,
+    SENTIMENT,
+    TECHNICAL,
+    TECHNICAL_INPUTS,
+)
+from quant_assets.models.feature_sets import FEATURE_SETS
 from quant_assets.monitoring.watched import (
     LEAST_RETURN,
     captured_order_rows,
     captured_signal_rows,
     classifier_rows,
+    scope_of,
     watched_columns,
 )
 from quant_assets.serving.tables import CAPTURED_REQUESTS
@@ -57,6 +66,25 @@ def test_a_classifier_is_watched_by_inputs_returns_and_outputs(
     assert rows.values[:, -2] == pytest.approx(inputs.sum(axis=1))
     # Asked session by session, so that a night and a range ask alike.
     assert network.batches == np.unique(rows.session, return_counts=True)[1].tolist()
+
+
+def test_of_a_model_that_reads_news_the_peers_are_watched_as_well(
+    sample_technical: pa.Table, sample_sentiment: pa.Table, calendar: TradingCalendar
+) -> None:
+    some = sample_technical.slice(1000, 50)
+    rng = np.random.default_rng(0)
+    peers = some.select(["symbol", "session"]).append_column("source", pa.array(["simulated"] * 50))
+    for name in COMPETITOR_INPUTS + INDUSTRY_INPUTS:
+        peers = peers.append_column(name, pa.array(rng.normal(0, 1, 50)))
+    stored = {TECHNICAL.name: some, SENTIMENT.name: sample_sentiment, PEERS.name: peers}
+    features = FEATURE_SETS["mlp_enhanced"]
+    bundle = {"inputs": list(features.inputs), "tables": [spec.name for spec in features.tables]}
+    rows = classifier_rows(bundle, stored, Summing(), calendar)  # type: ignore[arg-type]
+    assert rows.columns == (*features.inputs, *rows.columns[-5:])
+    assert len(rows.session) == 50
+    at = rows.columns.index("industry_sentiment_sma_16")
+    assert sorted(rows.values[:, at]) == sorted(peers["industry_sentiment_sma_16"].to_pylist())
+    assert {scope_of(name) for name in COMPETITOR_INPUTS + INDUSTRY_INPUTS} == {"feature"}
 
 
 # -- captured requests -------------------------------------------------------------------------------------------------

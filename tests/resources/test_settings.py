@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from quant_resources.settings import SettingsError, ensure_home, load_settings
+from quant_resources.settings import Settings, SettingsError, ensure_home, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,26 @@ def test_without_any_variable_the_sample_runs_locally_and_bad_rows_fail(tmp_path
         "sagemaker_prefix": "quant",
         "duckdb_threads": 2,
         "duckdb_memory_gib": 4.0,
+        "news_symbols": None,
+        "minute_bars": False,
+        "overlap_sessions": 5,
+        "archive_only": False,
+        "night_delay_minutes": 30,
+        "alpha_vantage_key": None,
+        "alpha_vantage_plan": "free",
+        "alpha_vantage_requests_per_minute": 5.0,
+        "alpha_vantage_requests_per_day": 25,
+        "alpha_vantage_url": "https://www.alphavantage.co",
+        "alpaca_key_id": None,
+        "alpaca_secret_key": None,
+        "alpaca_feed": "iex",
+        "alpaca_requests_per_minute": 200.0,
+        "alpaca_quote_minutes": 30,
+        "alpaca_url": "https://data.alpaca.markets",
+        "news_scorer": "lexicon",
+        "peer_finder": "table",
+        "peers_file": None,
+        "bedrock_model_id": "amazon.nova-lite-v1:0",
     }
 
 
@@ -73,7 +94,7 @@ def test_a_relative_home_is_made_absolute_so_that_a_later_chdir_does_not_move_it
 @pytest.mark.parametrize(
     ("variable", "value", "allowed"),
     [
-        ("QUANT_SOURCE", "yahoo", "'sample' or 'files'"),
+        ("QUANT_SOURCE", "yahoo", "'sample', 'files'"),
         ("QUANT_DEPLOYMENT", "moon", "'local'"),
         ("QUANT_BAD_ROWS", "drop", "'fail' or 'quarantine'"),
         ("QUANT_MISSING_SESSIONS", "ignore", "'fail' or 'warn'"),
@@ -225,3 +246,43 @@ def test_sagemaker_needs_a_role_an_image_and_a_bucket(monkeypatch: pytest.Monkey
     monkeypatch.setenv("QUANT_ENDPOINT_BACKEND", "sagemaker")
     with pytest.raises(SettingsError, match="needs QUANT_SAGEMAKER_ROLE_ARN"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({"source": "alpha_vantage", "symbols": "IBM"}, "QUANT_ALPHA_VANTAGE_KEY"),
+        ({"source": "alpha_vantage", "alpha_vantage_key": "k"}, "QUANT_SYMBOLS"),
+        ({"source": "alpaca", "symbols": "IBM"}, "QUANT_ALPACA_KEY_ID"),
+        ({"source": "alpaca", "symbols": "IBM", "alpaca_key_id": "k"}, "QUANT_ALPACA_SECRET_KEY"),
+        ({"peers_file": "/nowhere/peers.csv"}, "QUANT_PEERS_FILE=/nowhere/peers.csv is no file"),
+        ({"alpha_vantage_url": "https://host/?apikey=SECRET1"}, "QUANT_ALPHA_VANTAGE_URL"),
+    ],
+)
+def test_a_vendor_without_what_it_needs_is_refused_by_name(settings: dict[str, str], needed: str) -> None:
+    with pytest.raises(SettingsError, match=needed.replace("/", ".")):
+        load_settings(**settings)
+
+
+def test_a_key_is_never_shown_by_settings_or_their_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANT_ALPHA_VANTAGE_KEY", "SECRET1")
+    monkeypatch.setenv("QUANT_ALPACA_SECRET_KEY", "SECRET2")
+    shown = repr(load_settings()) + str(load_settings().model_dump())
+    with pytest.raises(SettingsError) as refused:
+        load_settings(overlap_sessions=1000, alpaca_url="no address")
+    assert "SECRET" not in shown + str(refused.value)
+
+
+def test_no_daily_limit_is_a_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANT_ALPHA_VANTAGE_REQUESTS_PER_DAY", "0")
+    assert load_settings().alpha_vantage_requests_per_day is None
+
+
+def test_the_example_of_settings_names_only_settings_that_exist() -> None:
+    example = (Path(__file__).resolve().parents[2] / ".env.example").read_text()
+    named = {
+        line.lstrip("# ").split("=")[0] for line in example.splitlines() if re.match(r"#? ?QUANT_", line)
+    }
+    known = {f"QUANT_{name.upper()}" for name in Settings.model_fields}
+    assert named
+    assert named <= known

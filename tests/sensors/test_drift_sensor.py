@@ -144,9 +144,11 @@ def test_after_a_redeployment_the_next_event_cools_down(watch: Watch) -> None:
 def test_each_model_has_its_own_event_and_its_own_run(watch: Watch) -> None:
     ripe = CALENDAR.shift(BEGUN, WAIT_SESSIONS)
     watch.night(ripe, event())
-    watch.night(ripe, event("mlp_sentiment"), "mlp_sentiment")
+    others = ("mlp_sentiment", "mlp_enhanced")
+    for model in others:
+        watch.night(ripe, event(model), model)
     found = watch.tick()
-    assert {r.run_key for r in found.run_requests or []} == {event(), event("mlp_sentiment")}
+    assert {r.run_key for r in found.run_requests or []} == {event(), *map(event, others)}
 
 
 def test_the_columns_that_it_reads_are_those_of_the_stored_table() -> None:

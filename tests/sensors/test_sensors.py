@@ -15,7 +15,7 @@ from quant_resources.sources.sample import SampleSource
 from sensors.automation import feature_automation
 from sensors.failures import run_failure_sensor
 
-FEATURES = {"features/technical", "features/sentiment", "features/labels"}
+FEATURES = {"features/technical", "features/sentiment", "features/peers", "features/labels"}
 
 
 class Down(SampleSource):

@@ -295,7 +295,7 @@ def registered_classifier(
             "git_commit": "0" * 40,
             "seed": "0",
             "feature_schema_hash": features.schema_hash,
-            "news_source": "simulated" if name == "mlp_sentiment" else "none",
+            "news_source": "none" if name == "mlp_technical" else "simulated",
         },
     }
 

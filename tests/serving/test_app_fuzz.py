@@ -46,6 +46,10 @@ NEWS = [
         "relevance_score": 0.5,
     }
 ]
+RELATIONS = [
+    {"symbol": "AAPL", "peer": "IBM", "kind": "competitor"},
+    {"symbol": "AAPL", "peer": "IBM", "kind": "industry"},
+]
 quick = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 few = settings(quick, max_examples=25)
 
@@ -116,9 +120,9 @@ def signal(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sentiment(tmp_path_factory):
-    bundle = read_bundle(signal_bundle(tmp_path_factory.mktemp("sentiment"), name="mlp_sentiment"))
-    return Fuzzed(bundle, signal_request("mlp_sentiment"))
+def enhanced(tmp_path_factory):
+    bundle = read_bundle(signal_bundle(tmp_path_factory.mktemp("enhanced"), name="mlp_enhanced"))
+    return Fuzzed(bundle, signal_request("mlp_enhanced"))
 
 
 # -- strategies --------------------------------------------------------------------------------------------------------
@@ -244,9 +248,9 @@ def test_bars_that_are_nearly_good(signal, body):
 
 
 @few
-@given(mutations({"news": NEWS, "bars": BARS["bars"]}))
-def test_news_that_is_nearly_good(sentiment, body):
-    sentiment.survives(body)
+@given(mutations({"news": NEWS, "relations": RELATIONS, "bars": BARS["bars"]}))
+def test_news_and_relations_that_are_nearly_good(enhanced, body):
+    enhanced.survives(body)
 
 
 # -- from the document -------------------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ def bundles(tmp_path_factory) -> dict[str, Path]:
         "execution": execution_bundle(folder / "execution", sac_policy()),
         "signal": signal_bundle(folder / "signal"),
         "sentiment": signal_bundle(folder / "sentiment", name="mlp_sentiment"),
+        "enhanced": signal_bundle(folder / "enhanced", name="mlp_enhanced"),
         "large": execution_bundle(folder / "large", wrong_for_large_orders()),
         "slow": execution_bundle(folder / "slow", slow_pace(0.5)),
     }
@@ -495,6 +496,10 @@ def test_answers_need_no_torch_jax_dagster_pandas(bundles):
         ),
         (str(bundles["signal"]), [signal_request(), bars_request()]),
         (str(bundles["sentiment"]), [signal_request("mlp_sentiment"), {**bars_request(), "news": []}]),
+        (
+            str(bundles["enhanced"]),
+            [signal_request("mlp_enhanced"), {**bars_request(), "news": [], "relations": []}],
+        ),
     ]
     ended = subprocess.run(
         [sys.executable, "-c", ANSWERS], input=json.dumps(asked), cwd=ROOT, capture_output=True, text=True,
@@ -502,7 +507,7 @@ def test_answers_need_no_torch_jax_dagster_pandas(bundles):
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     statuses, modules = json.loads(ended.stdout)
-    assert statuses == [200] * 6
+    assert statuses == [200] * 8
     heavy = {
         "torch", "jax", "dagster", "pandas", "mlflow", "pyiceberg", "gymnasium", "sklearn", "scipy", "matplotlib", "numba",
         "boto3", "sagemaker", "onnx", "exchange_calendars", "httpx",

@@ -43,6 +43,7 @@ def test_all_that_a_requirement_needs_is_there():
 def test_all_that_is_imported_is_required():
     """At import; what requests load as well is in test_app_process.py."""
     modules = [
+        "quant_assets.features.peers",
         "quant_assets.features.sentiment",
         "quant_assets.models.inference",
         "quant_assets.serving.__main__",

@@ -4,7 +4,7 @@ import datetime as dt
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant_assets.features import tables
+from quant_assets.features import peers, tables
+from quant_assets.features.peers import ALWAYS, peer_features
 from quant_assets.models import mlp
 from quant_assets.models.feature_sets import FEATURE_SETS
 from quant_assets.models.inference import inputs_of, model_rows
@@ -33,13 +34,25 @@ from quant_assets.serving.signal_answer import (
 )
 from quant_assets.serving.signals import SIDES
 from quant_assets.strategies.mlp_long_short import choose_side
+from quant_resources.calendar import TradingCalendar
 from tests.serving import bundles
 
 NOW = dt.datetime(2013, 3, 2, tzinfo=dt.UTC)
 LAST = dt.date(2013, 3, 1)
 SYMBOLS = ("AAPL", "IBM", "MSFT")
 THRESHOLDS = (0.45, 0.4)
-MODELS = ("mlp_technical", "mlp_sentiment")
+MODELS = ("mlp_technical", "mlp_sentiment", "mlp_enhanced")
+# MSFT has no list of competitors; ORCL has news and no bars; FB is nobody's.
+RELATIONS = [
+    {"symbol": "AAPL", "peer": "MSFT", "kind": "competitor"},
+    {"symbol": "AAPL", "peer": "GOOG", "kind": "competitor"},
+    {"symbol": "AAPL", "peer": "IBM", "kind": "industry"},
+    {"symbol": "IBM", "peer": "ORCL", "kind": "competitor"},
+    {"symbol": "IBM", "peer": "AAPL", "kind": "industry"},
+    {"symbol": "IBM", "peer": "GOOG", "kind": "industry"},
+    {"symbol": "MSFT", "peer": "GOOG", "kind": "industry"},
+]
+PEERS = {relation["peer"] for relation in RELATIONS}
 
 
 def bundle_of(
@@ -57,9 +70,34 @@ def bundle_of(
 
 
 @pytest.fixture(scope="module")
-def stored(sample_technical: pa.Table, sample_sentiment: pa.Table) -> dict[str, pa.Table]:
+def peer_news(sample_news: pa.Table) -> pa.Table:
+    """The sample's articles, and some on a company that has no bars: what was said of FB in 2013 was of ORCL."""
+    of_facebook = sample_news.filter(pc.equal(sample_news["symbol"], "FB")).to_pylist()
+    rows = [{**row, "symbol": "ORCL", "article_id": f"o{row['article_id']}"} for row in of_facebook]
+    return pa.concat_tables([sample_news, pa.Table.from_pylist(rows, schema=sample_news.schema)])
+
+
+@pytest.fixture(scope="module")
+def sample_peers(sample_bars: pa.Table, peer_news: pa.Table, calendar: TradingCalendar) -> pa.Table:
+    """Features of the peers as they are stored."""
+    rows = [
+        {**r, "as_of": LAST if r["kind"] == "competitor" else None, "valid_from": ALWAYS} for r in RELATIONS
+    ]
+    related = pa.Table.from_pylist(rows, peers.RELATIONS)
+    made = peer_features(peer_news, sample_bars, related, calendar, bundles.FIRST, LAST, "simulated")
+    return tables.PEERS.conform(made)
+
+
+@pytest.fixture(scope="module")
+def stored(
+    sample_technical: pa.Table, sample_sentiment: pa.Table, sample_peers: pa.Table
+) -> dict[str, pa.Table]:
     """Feature tables as they are stored, of the years 2012 and 2013."""
-    found = {tables.TECHNICAL.name: sample_technical, tables.SENTIMENT.name: sample_sentiment}
+    found = {
+        tables.TECHNICAL.name: sample_technical,
+        tables.SENTIMENT.name: sample_sentiment,
+        tables.PEERS.name: sample_peers,
+    }
     since = pa.scalar(bundles.FIRST)
     return {name: table.filter(pc.greater_equal(table["session"], since)) for name, table in found.items()}
 
@@ -111,15 +149,23 @@ def bars_of(bars: pa.Table, symbols: tuple[str, ...] = SYMBOLS, sessions: int = 
     return [{**row, "session": row["session"].isoformat()} for row in kept.select(list(fields)).to_pylist()]
 
 
-def news_of(news: pa.Table, sessions: int = 60) -> list[dict[str, Any]]:
+def news_of(news: pa.Table, sessions: int = 60, symbols: Collection[str] = SYMBOLS) -> list[dict[str, Any]]:
     since = bundles.hours().sessions(bundles.FIRST, LAST)[-sessions]
     fields = ["article_id", "symbol", "session", "sentiment_score", "relevance_score"]
     kept = news.filter(
         pc.and_(
-            pc.greater_equal(news["session"], pa.scalar(since)), pc.is_in(news["symbol"], pa.array(SYMBOLS))
+            pc.greater_equal(news["session"], pa.scalar(since)),
+            pc.is_in(news["symbol"], pa.array(sorted(symbols))),
         )
     )
     return [{**row, "session": row["session"].isoformat()} for row in kept.select(fields).to_pylist()]
+
+
+def beside_bars(answerer: SignalAnswerer, news: pa.Table) -> dict[str, Any]:
+    """What a model needs beside bars."""
+    if answerer.reads_peers:
+        return {"news": news_of(news, symbols={*SYMBOLS, *PEERS}), "relations": RELATIONS}
+    return {"news": news_of(news)} if answerer.reads_news else {}
 
 
 def request_of(**content: Any) -> SignalRequest:
@@ -151,19 +197,20 @@ def test_rows_get_what_the_network_says_bit_for_bit(
 
 
 def test_bars_get_what_the_stored_features_get_bit_for_bit(
-    trained: tuple[SignalAnswerer, mlp.OnnxMlp, pa.Table], sample_bars: pa.Table, sample_news: pa.Table
+    trained: tuple[SignalAnswerer, mlp.OnnxMlp, pa.Table], sample_bars: pa.Table, peer_news: pa.Table
 ) -> None:
     answerer, network, rows = trained
     today = rows.filter(pc.equal(rows["session"], pa.scalar(LAST)))
     x, symbols = inputs_of({"inputs": answerer.inputs}, today)
-    content = {"news": news_of(sample_news)} if answerer.reads_news else {}
+    content = beside_bars(answerer, peer_news)
     bars = bars_of(sample_bars)
     answer = answerer.answer(request_of(bars=bars, **content), NOW)
     assert [one.symbol for one in answer.predictions] == symbols == list(SYMBOLS)
     assert {one.session for one in answer.predictions} == {answer.session} == {LAST}
     assert np.array_equal(probabilities(answer), network.predict(x, symbols))
     # The order in which they come means nothing.
-    assert answerer.answer(request_of(bars=bars[::-1], **content), NOW) == answer
+    backwards = {name: items[::-1] for name, items in content.items()}
+    assert answerer.answer(request_of(bars=bars[::-1], **backwards), NOW) == answer
 
 
 def test_news_matter_where_they_are_read(
@@ -171,14 +218,37 @@ def test_news_matter_where_they_are_read(
 ) -> None:
     answerer, _, _ = trained
     bars, news = bars_of(sample_bars), news_of(sample_news)
+    more = {"relations": []} if answerer.reads_peers else {}
     if not answerer.reads_news:
         with pytest.raises(RequestRefused, match="news: mlp_technical reads none"):
             answerer.answer(request_of(bars=bars, news=news), NOW)
         return
-    told = [answerer.answer(request_of(bars=bars, news=some), NOW) for some in (news, [])]
+    told = [answerer.answer(request_of(bars=bars, news=some, **more), NOW) for some in (news, [])]
     assert not np.array_equal(*map(probabilities, told))
-    with pytest.raises(RequestRefused, match="news: is missing: mlp_sentiment reads sentiment"):
-        answerer.answer(request_of(bars=bars), NOW)
+    with pytest.raises(RequestRefused, match=r"news: is missing: mlp_[a-z]+ reads sentiment"):
+        answerer.answer(request_of(bars=bars, **more), NOW)
+
+
+def test_relations_matter_where_they_are_read(
+    trained: tuple[SignalAnswerer, mlp.OnnxMlp, pa.Table], sample_bars: pa.Table, peer_news: pa.Table
+) -> None:
+    answerer, _, _ = trained
+    bars, content = bars_of(sample_bars), beside_bars(answerer, peer_news)
+    if not answerer.reads_peers:
+        refusal = refusal_of(answerer, request_of(bars=bars, **content, relations=[]))
+        assert (refusal.field, "reads none" in refusal.reason) == ("relations", True)
+        return
+    told = answerer.answer(request_of(bars=bars, **content), NOW)
+    for kind in ("competitor", "industry"):
+        fewer = [relation for relation in RELATIONS if relation["kind"] != kind]
+        kept = {*SYMBOLS, *(relation["peer"] for relation in fewer)}
+        news = [article for article in content["news"] if article["symbol"] in kept]
+        other = answerer.answer(request_of(bars=bars, news=news, relations=fewer), NOW)
+        changed = (probabilities(other) != probabilities(told)).any(axis=1).tolist()
+        assert changed == [any(r["kind"] == kind and r["symbol"] == s for r in RELATIONS) for s in SYMBOLS]
+    refusal = refusal_of(answerer, request_of(bars=bars, news=content["news"]))
+    assert refusal.field == "relations"
+    assert "is missing: mlp_enhanced reads the news of competitors and industry" in refusal.reason
 
 
 def test_splits_and_dividends_are_adjusted_for() -> None:
@@ -220,10 +290,8 @@ def test_an_answer_says_who_gave_it_and_survives_json() -> None:
 
 def test_sides_are_called_as_in_the_live_signals() -> None:
     assert signal_answer.SIDES == SIDES
-    assert {signal_answer.TECHNICAL_TABLE, signal_answer.SENTIMENT_TABLE} == {
-        tables.TECHNICAL.name,
-        tables.SENTIMENT.name,
-    }
+    named = (signal_answer.TECHNICAL_TABLE, signal_answer.SENTIMENT_TABLE, signal_answer.PEERS_TABLE)
+    assert named == (tables.TECHNICAL.name, tables.SENTIMENT.name, tables.PEERS.name)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -232,6 +300,7 @@ ROWS = bundles.signal_request()["rows"]
 BARS = bundles.bars_request()["bars"]
 KNOWING = SignalAnswerer(bundle_of(symbols=("AAPL", "IBM")))
 READING = SignalAnswerer(bundle_of("mlp_sentiment"))
+RELATED = SignalAnswerer(bundle_of("mlp_enhanced", symbols=("AAPL", "IBM")))
 ARTICLE = {
     "article_id": "a1",
     "symbol": "AAPL",
@@ -257,7 +326,9 @@ def refusal_of(answerer: SignalAnswerer, request: SignalRequest) -> RequestRefus
         ({"bars": []}, "bars", "has 0 entries: 1 to 20000"),
         ({"rows": ROWS * 2501}, "rows", "has 5002 entries"),
         ({"rows": ROWS, "news": []}, "news", "news goes with bars"),
+        ({"rows": ROWS, "relations": []}, "relations", "relations go with bars"),
         ({"bars": BARS, "news": []}, "news", "mlp_technical reads none"),
+        ({"bars": BARS, "relations": []}, "relations", "mlp_technical reads none"),
         ({"rows": [*ROWS, ROWS[1]]}, "rows[2]", "IBM on 2013-03-01 is there already, as rows[1]"),
         ({"bars": [*BARS, BARS[3]]}, "bars[80]", "is there already, as bars[3]"),
     ],
@@ -417,6 +488,47 @@ def test_an_article_that_cannot_be_is_refused_by_its_path(
     assert reason in refusal.reason
 
 
+@pytest.mark.parametrize(
+    ("change", "field", "reason"),
+    [
+        ({"symbol": "ORCL"}, "relations[1].symbol", "'ORCL' has no bars: leave the relation out"),
+        ({"symbol": ""}, "relations[1].symbol", "has 0 characters"),
+        ({"peer": ""}, "relations[1].peer", "has 0 characters"),
+        ({"peer": "P" * 33}, "relations[1].peer", "has 33 characters: 1 to 32"),
+        ({"peer": "AAPL"}, "relations[1].peer", "'AAPL' is no peer of itself"),
+        ({"peer": "MSFT"}, "relations[1]", "MSFT as competitor of AAPL is there already, as relations[0]"),
+    ],
+)
+def test_a_relation_that_cannot_be_is_refused_by_its_path(
+    change: dict[str, Any], field: str, reason: str
+) -> None:
+    request = request_of(bars=BARS, news=[ARTICLE], relations=RELATIONS[:2])
+    assert len(RELATED.answer(request, NOW).predictions) == 2
+    assert request.relations is not None
+    request.relations[1] = msgspec.structs.replace(request.relations[1], **change)
+    refusal = refusal_of(RELATED, request)
+    assert refusal.field == field
+    assert reason in refusal.reason
+
+
+def test_news_of_a_peer_needs_neither_bars_nor_a_network_and_of_a_stranger_is_refused() -> None:
+    """MSFT and GOOG are peers of AAPL; there is a network for AAPL and one for IBM."""
+    news = [ARTICLE, {**ARTICLE, "symbol": "MSFT"}, {**ARTICLE, "symbol": "TSLA"}]
+    answer = RELATED.answer(request_of(bars=BARS, news=news[:2], relations=RELATIONS[:2]), NOW)
+    assert [one.symbol for one in answer.predictions] == ["AAPL", "IBM"]
+    refusal = refusal_of(RELATED, request_of(bars=BARS, news=news, relations=RELATIONS[:2]))
+    assert (refusal.field, refusal.reason) == (
+        "news[2].symbol",
+        "'TSLA' has no bars and is nobody's peer: leave the article out",
+    )
+
+
+def test_too_many_relations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal_answer, "MOST_RELATIONS", 1)
+    refusal = refusal_of(RELATED, request_of(bars=BARS, news=[], relations=RELATIONS[:2]))
+    assert (refusal.field, refusal.reason) == ("relations", "2 relations are too many: at most 1")
+
+
 def test_too_many_articles_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal_answer, "MOST_ARTICLES", 1)
     refusal = refusal_of(READING, request_of(bars=BARS, news=[ARTICLE, {**ARTICLE, "article_id": "a2"}]))
@@ -467,6 +579,8 @@ def test_any_request_is_answered_or_refused(
         b'{"rows": [{"symbol": "AAPL", "session": "1st of March", "features": {}}]}',
         b'{"rows": [{"symbol": "AAPL", "session": "2013-03-01", "features": {}, "label": 1}]}',
         b'{"bars": [{"symbol": "AAPL", "session": "2013-03-01"}]}',
+        b'{"bars": [], "relations": [{"symbol": "AAPL", "peer": "MSFT", "kind": "friend"}]}',
+        b'{"bars": [], "relations": [{"symbol": "AAPL", "kind": "industry"}]}',
     ],
 )
 def test_what_is_of_another_type_does_not_become_a_request(body: bytes) -> None:
@@ -565,8 +679,8 @@ print(msgspec.json.encode([answer, heavy]).decode())
 
 
 def test_an_endpoint_loads_nothing_heavy_to_make_features_of_bars(tmp_path: Path) -> None:
-    path = bundles.signal_bundle(tmp_path, name="mlp_sentiment")
-    body = json.dumps({"bars": BARS, "news": [ARTICLE]})
+    path = bundles.signal_bundle(tmp_path, name="mlp_enhanced")
+    body = json.dumps({"bars": BARS, "news": [ARTICLE], "relations": RELATIONS[:2]})
     ran = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", PROCESS, str(path), json.dumps(HEAVY)],
         input=body,

@@ -332,7 +332,7 @@ def test_the_side_agrees_with_a_loop(rows: list[tuple[float, float]], long: floa
     assert choose_side(np.array(rows), (long, short)).tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["mlp_long_short", "mlp_sentiment_long_short"])
+@pytest.mark.parametrize("name", ["mlp_long_short", "mlp_sentiment_long_short", "mlp_enhanced_long_short"])
 def test_probabilities_must_be_there_and_fit(name: str) -> None:
     bars, strategy = of_closes([1.0, 2.0, 3.0]), make_strategy(name)
     wanted = rf"{name} on TEST needs probabilities of shape \(3, 2\) from {strategy.model}; got "
@@ -343,9 +343,12 @@ def test_probabilities_must_be_there_and_fit(name: str) -> None:
             strategy.decide(bars, np.zeros(shape))
 
 
-def test_the_sentiment_strategy_is_the_same_rule_on_another_model(sample: dict[str, BarSeries]) -> None:
-    one, other = make_strategy("mlp_long_short"), make_strategy("mlp_sentiment_long_short")
-    assert (one.model, other.model) == ("mlp_technical", "mlp_sentiment")
+@pytest.mark.parametrize("model", ["mlp_sentiment", "mlp_enhanced"])
+def test_the_news_strategies_are_the_same_rule_on_another_model(
+    sample: dict[str, BarSeries], model: str
+) -> None:
+    one, other = make_strategy("mlp_long_short"), make_strategy(f"{model}_long_short")
+    assert (one.model, other.model) == ("mlp_technical", model)
     known = probabilities(sample["IBM"])
     assert np.array_equal(one.decide(sample["IBM"], known), other.decide(sample["IBM"], known))
     assert one.parameters == other.parameters
@@ -392,6 +395,7 @@ SETS: dict[str, list[dict[str, Any]]] = {
     ],
     "mlp_long_short": [{}, {"long_threshold": 0.6}, {"short_threshold": 0.0}, {"stop_loss_pct": 4.0}],
     "mlp_sentiment_long_short": [{}, {"long_threshold": 0.9, "short_threshold": 0.9}],
+    "mlp_enhanced_long_short": [{}, {"short_threshold": 0.45, "max_bars": 5}],
     "buy_and_hold": [{}, {"size": 0.5}],
     "flat": [{}],
 }

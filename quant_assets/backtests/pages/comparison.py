@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quant_assets.backtests.pages.ablation_section import ablation_facts, ablation_section
 from quant_assets.backtests.pages.common_sessions import Common, correlations, on_common_sessions
 from quant_assets.backtests.pages.comparison_figures import (
     correlation_plot,
@@ -38,14 +39,19 @@ from quant_assets.backtests.pages.page import (
     write_plotly,
     write_whole,
 )
-from quant_assets.backtests.pages.sheet import TearSheet
+from quant_assets.backtests.pages.sheet import AblationView, TearSheet
 
 
-def write_comparison(sheets: Sequence[TearSheet], folder: Path) -> Path:
+def write_comparison(sheets: Sequence[TearSheet], folder: Path, ablation: AblationView | None = None) -> Path:
     """Write `<folder>/index.html` and `<folder>/comparison.json`; the path of the page.
 
     Everything is compared on the sessions that all sheets have, under the conventions of the first. A tear sheet is linked
     if its page exists, so write those first; the page above it, `write_index` makes.
+
+    Args:
+        sheets: of all strategies.
+        folder: is made.
+        ablation: what alternative data add; None where that was not measured yet, and the page says so.
 
     Raises:
         ValueError: no sheet, or two of one name.
@@ -58,11 +64,11 @@ def write_comparison(sheets: Sequence[TearSheet], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_plotly(folder)
     common = on_common_sessions(sheets)
-    write_json(folder / "comparison.json", _facts(sheets, common))
-    return write_whole(folder / "index.html", _page(sheets, common, folder))
+    write_json(folder / "comparison.json", _facts(sheets, common, ablation))
+    return write_whole(folder / "index.html", _page(sheets, common, ablation, folder))
 
 
-def _facts(sheets: Sequence[TearSheet], common: Common) -> dict[str, Any]:
+def _facts(sheets: Sequence[TearSheet], common: Common, ablation: AblationView | None) -> dict[str, Any]:
     """What comparison.json holds."""
     names, values = correlations(common)
     return {
@@ -88,10 +94,11 @@ def _facts(sheets: Sequence[TearSheet], common: Common) -> dict[str, Any]:
             for rank, line in enumerate(common.lines, 1)
         ],
         "correlation": {"names": names, "values": values},
+        "sentiment_ablation": ablation_facts(ablation),
     }
 
 
-def _page(sheets: Sequence[TearSheet], common: Common, folder: Path) -> str:
+def _page(sheets: Sequence[TearSheet], common: Common, ablation: AblationView | None, folder: Path) -> str:
     head = "<nav><a href=../index.html>&larr; all reports</a></nav><header><h1>Strategies compared</h1>"
     notes = banner([*_unlike(sheets), *_notes(sheets)])
     belief = section(
@@ -125,7 +132,7 @@ def _page(sheets: Sequence[TearSheet], common: Common, folder: Path) -> str:
             section("Performance", plot(growth_plot(common))),
             section("Risk and likeness", likeness),
         ]
-    return page("Strategies compared", join(*parts, belief, pages))
+    return page("Strategies compared", join(*parts, belief, ablation_section(ablation), pages))
 
 
 def _notes(sheets: Sequence[TearSheet]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Interactive figures that compare strategies: growth, return against drawdown, correlation, Sharpe ratios. Pure.
+"""Interactive figures that compare strategies: growth, return against drawdown, correlation, Sharpe ratios, rungs of inputs. Pure.
 
 Belongs here: figures of more than one strategy. Does not belong here: what they have in common (`common_sessions.py`) and the
 page (`comparison.py`).
@@ -6,7 +6,7 @@ page (`comparison.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,3 +151,48 @@ def sharpe_plot(sheets: Sequence[TearSheet]) -> Plot | Absent:
         "Each on its own windows. Where parameters were chosen in sample, the in-sample number flatters."
     )
     return Plot("sharpe", title, figure, caption)
+
+
+def ablation_plot(rows: Sequence[Mapping[str, Any]]) -> Plot | Absent:
+    """AUC of each rung of inputs less that of technical inputs alone and less the rung before, with paired intervals."""
+    title = "What each rung adds to the AUC"
+    steps = [
+        row for row in rows if row["measure"] == "auc" and row["position"] and row["gain_low"] is not None
+    ]
+    if not steps:
+        return Absent(title, "The AUC is undefined: only one class occurs out of sample.")
+    rungs = list(dict.fromkeys(row["rung"] for row in steps))
+    titles = ("less the rung before", "less technical")
+    figure = empty_figure(1, 2, 110 + 70 * len(rungs), shared_yaxes=True, subplot_titles=titles)
+    for column, key in enumerate(("step", "gain"), 1):
+        for side, color, offset in (("long", BLUE, -0.13), ("short", ORANGE, 0.13)):
+            mine = [row for row in steps if row["side"] == side]
+            values = [row[key] for row in mine]
+            style = {
+                "text": [label(row["rung"]) for row in mine],
+                "error_x": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [row[f"{key}_high"] - row[key] for row in mine],
+                    "arrayminus": [row[key] - row[f"{key}_low"] for row in mine],
+                    "thickness": 1.6,
+                    "width": 5,
+                },
+                "marker": {"color": color, "size": 9},
+                "legendgroup": side,
+                "showlegend": column == 1,
+            }
+            y = [rungs.index(row["rung"]) + offset for row in mine]
+            form = f"%{{text}}, {side}: %{{x:+.4f}}<extra></extra>"
+            figure.add_trace(points(small(values), y, side, form, **style), 1, column)
+        figure.add_vline(x=0, line={"color": INK, "width": 1}, row=1, col=column)
+    figure.update_xaxes(title_text="difference in AUC, paired 95% interval", showgrid=True)
+    figure.update_yaxes(
+        range=[len(rungs) - 0.5, -0.5],
+        tickvals=list(range(len(rungs))),
+        ticktext=[label(rung) for rung in rungs],
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_layout(margin_t=70, legend_y=1.12)
+    return Plot("ablation", title, figure, "Right of the line: better. Mean over the seeds.")

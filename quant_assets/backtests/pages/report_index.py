@@ -11,10 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from quant_assets.backtests.pages.ablation_section import TITLE as ABLATION_TITLE
 from quant_assets.backtests.pages.glossary import statistic
 from quant_assets.backtests.pages.page import (
     MISSING,
     Html,
+    anchor,
     join,
     link,
     page,
@@ -22,6 +24,7 @@ from quant_assets.backtests.pages.page import (
     section,
     show,
     table,
+    text,
     write_whole,
 )
 from quant_assets.strategies import YARDSTICKS
@@ -55,7 +58,9 @@ def write_index(reports_dir: Path) -> Path:
             for path in order
         ]
         header = ("Page", "Out of sample", "Written", "Total return", "Sharpe", "Max drawdown")
-        sections.append(section("Backtests", table(header, lines, 3)))
+        add = _read(reports_dir / "backtests" / "comparison.json", "sentiment_ablation").get("conclusion")
+        said = [paragraph(Html(f"{_ablation_link()}: {text(add)}"))] if add else []
+        sections.append(section("Backtests", table(header, lines, 3), *said))
     if agents:
         rows = [
             (
@@ -80,6 +85,10 @@ def write_index(reports_dir: Path) -> Path:
     if not sections:
         sections.append(paragraph("There is no report yet. Backtests and models write theirs here."))
     return write_whole(index, page("Reports", join("<h1>Reports</h1>", *sections), plots=False))
+
+
+def _ablation_link() -> Html:
+    return Html(f"<a href=backtests/index.html#{anchor(ABLATION_TITLE)}>{ABLATION_TITLE}</a>")
 
 
 def _written(path: Path) -> str:

@@ -122,6 +122,31 @@ class TearSheet:
         return self.strategy in YARDSTICKS
 
 
+@dataclass(frozen=True)
+class AblationView:
+    """What alternative data add, rung by rung.
+
+    Attributes:
+        conclusion: what the intervals allow to say.
+        rows: columns as `backtests.tables.SENTIMENT_ABLATION`, in order of the rungs.
+    """
+
+    conclusion: str
+    rows: Sequence[Mapping[str, Any]]
+
+    @property
+    def notes(self) -> str:
+        """What it rests on, in a sentence or two."""
+        first = self.rows[0]
+        said = (
+            f"Each rung adds inputs to those of the rung before: same {first['rows']:,} rows, windows, hyperparameters and "
+            f"{first['seeds']} seeds; out of sample, {first['first_session']} to {first['session']}. "
+        )
+        if "simulated" in first["news_source"]:
+            return said + "The news are simulated: calibrated to what real news show, without any alpha."
+        return said + f"Source of the news: {first['news_source']}."
+
+
 def monthly_returns(sessions: np.ndarray, equity: np.ndarray) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Return of each calendar month and year, fractions.
 
