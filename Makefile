@@ -7,7 +7,7 @@ BIN     := $(VENV)/bin
 export QUANT_HOME ?= $(CURDIR)/.quant
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check demo chain posterior calibrate agents backtest deploy endpoints drift-demo test lint format dev mlflow bench clean
+.PHONY: help setup check demo chain posterior calibrate agents backtest deploy endpoints drift-demo test test-slow lint format dev mlflow bench clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-10s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,8 +53,11 @@ endpoints: $(VENV)/.installed ## what the endpoints on this machine are doing (D
 drift-demo: $(VENV)/.installed ## from model to endpoint and back: drift, redeployment, rollback and kills under traffic
 	@$(BIN)/python -m quant_assets.drift_demo
 
-test: $(VENV)/.installed ## run the tests (PYTEST_ARGS="-k bars" narrows)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+test: $(VENV)/.installed ## run the tests but the longest (PYTEST_ARGS="-k bars" narrows)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed ## run the longest tests: optima, calibration, whole stories
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed ## formatting, lint, types, import floors
 	@$(BIN)/ruff format --check .

@@ -39,7 +39,16 @@ NIGHTS = 5
 # The nights end here: at a year's end the warehouse's yearly files, which each night rewrites, are at their largest.
 LAST_NIGHT = dt.date(2012, 12, 31)
 # What the large house needs before its first night; its models are those of the small one.
-TABLES = ("market.bars", "market.news", "features.technical", "features.sentiment", "features.labels")
+TABLES = (
+    "market.bars",
+    "market.news",
+    "market.securities",
+    "market.peers",
+    "features.technical",
+    "features.sentiment",
+    "features.peers",
+    "features.labels",
+)
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 # Where a night's time goes. Whatever no timer claims is `the rest`: Dagster's orchestration and the assets' own glue.
@@ -65,6 +74,8 @@ class ManySymbols:
     name = "sample"
     news_is_simulated = True
     has_minute_bars = False
+    overlap_sessions = 0
+    is_live = False
 
     def __init__(self, copies: int, seed: int) -> None:
         from quant_resources.sources.sample import SampleSource
@@ -89,8 +100,22 @@ class ManySymbols:
         return self.sample.minute_bars(first, last)
 
     def securities(self) -> pa.Table:
-        """The sample's five rows once per copy."""
-        return replicate(self.sample.securities(), self.copies)
+        """The sample's five rows once per copy; competitors and industries are those of the same copy."""
+        rows = self.sample.securities().to_pylist()
+        return pa.Table.from_pylist(
+            [
+                {
+                    **row,
+                    "symbol": f"{row['symbol']}{i:03d}",
+                    "sector": f"{row['sector']} {i:03d}",
+                    "industry": f"{row['industry']} {i:03d}",
+                    "peers": ",".join(f"{peer}{i:03d}" for peer in row["peers"].split(",")),
+                }
+                for row in rows
+                for i in range(self.copies)
+            ],
+            schema=self.sample.securities().schema,
+        )
 
 
 class Clock:
@@ -147,7 +172,9 @@ def watch_the_graph(clock: Clock) -> None:
     from quant_resources.registry import ModelRegistry
 
     clock.watch("compute", feature_assets, "technical_features", "sentiment_features", "build_labels")
+    clock.watch("compute", feature_assets, "peer_features", "relations")
     clock.watch("compute", feature_checks, "technical_features", "sentiment_features", "labels")
+    clock.watch("compute", feature_checks, "peer_features", "relations")
     clock.watch("compute", feature_checks, "truncation_violations")
     clock.watch("compute", validation, "validate_bars", "validate_news", "missing_sessions", "price_jumps")
     clock.watch("compute", serving_assets, "query", "make_signals", "write_signal_files")
@@ -163,6 +190,7 @@ def watch_the_graph(clock: Clock) -> None:
         "sentiment_figure",
         "sentiment_correlations",
         "labels_figure",
+        "peers_figure",
     )
     clock.watch("plots", serving_plots, "signals_figure")
     for assets in (market_assets, feature_assets, serving_assets):
@@ -171,7 +199,7 @@ def watch_the_graph(clock: Clock) -> None:
         clock.watch("plots", assets, "table_preview")
     for place in (market_assets, serving_assets, feature_checks):
         clock.watch("plots", place, "markdown_table")
-    clock.watch("registry", ModelRegistry, "champion")
+    clock.watch("registry", ModelRegistry, "find")
 
 
 def watch_the_instance(clock: Clock, instance: dg.DagsterInstance) -> None:

@@ -10,8 +10,6 @@ import csv
 import datetime as dt
 import io
 import json
-import os
-import random
 import re
 import time
 from collections import defaultdict
@@ -21,13 +19,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from quant_resources.bedrock import (
+    BedrockBusy,
+    BedrockError,
+    BedrockModel,
+    NoUsableAnswer,
+    beginning,
+    read_json,
+)
+
 if TYPE_CHECKING:
     from quant_resources.settings import Settings
 
 TABLE, BEDROCK = "table", "bedrock"
 BUNDLED = "competitors.csv"
 MOST_COMPETITORS = 8
-SHOWN_CHARACTERS = 200
 _TICKER = re.compile(r"[A-Z][A-Z0-9.\-]{0,9}")
 
 
@@ -264,56 +270,26 @@ def _read_lists(name: str, text: str, today: dt.date) -> dict[str, tuple[_Listed
 
 # ---------------------------------------------------------------------------------------------------------- Bedrock
 
-# Codes that pass by themselves: too many requests, a model that is loaded or overloaded, a service in trouble.
-_PASSING = {
-    "InternalServerException",
-    "ModelErrorException",
-    "ModelNotReadyException",
-    "ModelTimeoutException",
-    "RequestTimeout",
-    "ServiceUnavailableException",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequestsException",
-}
-_NOT_KNOWN = {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "IncompleteSignature",
-    "InvalidClientTokenId",
-    "InvalidSignatureException",
-    "MissingAuthenticationToken",
-    "SignatureDoesNotMatch",
-    "UnrecognizedClientException",
-}
 # A ticker of any exchange, such as 005930.KS or NYSE:KO. Whether it is one of ours is for the security master to say.
 _NAMED = re.compile(r"[A-Z0-9][A-Z0-9.:/\- ]{0,19}")
-_FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL | re.IGNORECASE)
 
 
 class BedrockPeers:
-    """Competitors as a generative model on Amazon Bedrock names them, one question per symbol (Converse API).
-
-    Credentials and region come from the standard AWS environment; the caller needs bedrock:InvokeModel on the model.
+    """Competitors as a generative model on Amazon Bedrock names them, one question per symbol.
 
     Args:
         model_id: model or inference profile.
         client: boto3's `bedrock-runtime`; one is made at the first question when None.
-        attempts: how often a question is asked while Bedrock says that it is too busy.
-        pause: waits so many seconds.
+        pause: waits so many seconds while Bedrock is busy.
     """
 
     name = BEDROCK
 
     def __init__(
-        self,
-        model_id: str,
-        client: Any = None,
-        attempts: int = 6,
-        pause: Callable[[float], None] = time.sleep,
+        self, model_id: str, client: Any = None, pause: Callable[[float], None] = time.sleep
     ) -> None:
-        self.model_id, self.attempts, self.pause = model_id, attempts, pause
-        self._client = client
+        self.model_id = model_id
+        self._model = BedrockModel(model_id, client, pause)
 
     def find(self, symbol: str, known: Mapping[str, str]) -> Found:
         """Ask for the competitors of a symbol; an answer that cannot be read is asked for once more.
@@ -323,66 +299,23 @@ class BedrockPeers:
             FinderBusy: Bedrock was too busy every time.
             PeerFinderError: credentials, region, access, model.
         """
-        prompt = question(symbol, known.get(symbol, ""))
-        complaint: ValueError | None = None
-        for _ in range(2):
-            asked = prompt
-            if complaint:
-                # At temperature 0 the same question has the same answer.
-                asked += (
-                    f"\nAn earlier answer could not be used: {complaint}. Answer with the JSON object alone."
-                )
-            answer = self._ask(asked)
-            try:
-                named = read_answer(answer)
-            except ValueError as error:
-                complaint = error
-                continue
-            today = dt.datetime.now(dt.UTC).date()
-            return Found(*split_known(named, symbol, known), today, self.model_id, asked, answer)
-        raise NoAnswer(
-            f"{self.model_id} was asked twice for the competitors of {symbol} and gave no list: {complaint}. Materialize "
-            "market/peers again to ask once more, or name another model in QUANT_BEDROCK_MODEL_ID."
-        )
-
-    def _ask(self, prompt: str) -> str:
         try:
-            from botocore.exceptions import BotoCoreError, ClientError
-        except ImportError as error:
-            raise PeerFinderError(
-                "QUANT_PEER_FINDER=bedrock needs boto3. Install the extra `aws`: pip install 'quant-assets[aws]'."
-            ) from error
-        for attempt in range(1, self.attempts + 1):
-            try:
-                response = self.client.converse(
-                    modelId=self.model_id,
-                    messages=[{"role": "user", "content": [{"text": prompt}]}],
-                    inferenceConfig={"maxTokens": 300, "temperature": 0.0},
-                )
-                break
-            except (ClientError, BotoCoreError) as error:
-                told = _explained(error, self.model_id)
-                if not isinstance(told, FinderBusy) or attempt == self.attempts:
-                    # What botocore says may quote the signed request, so the cause is not chained.
-                    raise told from None
-            # From 1 s doubling up to 30 s, and each caller somewhere in between.
-            self.pause(min(2.0 ** (attempt - 1), 30.0) * random.uniform(0.5, 1.5))
-        parts = response["output"].get("message", {}).get("content", [])
-        return "".join(str(part["text"]) for part in parts if "text" in part)
-
-    @property
-    def client(self) -> Any:
-        """boto3's client of `bedrock-runtime`, made once."""
-        if self._client is None:
-            import boto3
-            from botocore.config import Config
-
-            # boto3 itself does not read AWS_REGION. Busy answers are tried again here, where a pause can be seen.
-            self._client = boto3.Session(region_name=os.environ.get("AWS_REGION") or None).client(
-                "bedrock-runtime",
-                config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=70),
+            named, asked, answer = self._model.ask(
+                question(symbol, known.get(symbol, "")), read_answer, max_tokens=300
             )
-        return self._client
+        except NoUsableAnswer as error:
+            raise NoAnswer(
+                f"{self.model_id} was asked twice for the competitors of {symbol} and gave no list: {error}. Materialize "
+                "market/peers again to ask once more, or name another model in QUANT_BEDROCK_MODEL_ID."
+            ) from None
+        except BedrockBusy as error:
+            raise FinderBusy(
+                f"{error} Materialize market/peers again in a few minutes, it goes on where it stopped."
+            ) from None
+        except BedrockError as error:
+            raise PeerFinderError(f"{error} Or set QUANT_PEER_FINDER=table.") from None
+        today = dt.datetime.now(dt.UTC).date()
+        return Found(*split_known(named, symbol, known), today, self.model_id, asked, answer)
 
 
 def question(symbol: str, company: str) -> str:
@@ -408,14 +341,7 @@ def read_answer(answer: str) -> tuple[str, ...]:
     >>> read_answer('{"competitors": ["goog", "MSFT"]}')
     ('GOOG', 'MSFT')
     """
-    text = answer.strip()
-    if fenced := _FENCE.fullmatch(text):
-        text = fenced[1]
-    shown = json.dumps(answer[:SHOWN_CHARACTERS])
-    try:
-        read = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError(f"it is not a JSON object: it begins with {shown}") from None
+    read, shown = read_json(answer), beginning(answer)
     if (
         not isinstance(read, dict)
         or set(read) != {"competitors"}
@@ -429,63 +355,3 @@ def read_answer(answer: str) -> tuple[str, ...]:
             raise ValueError(f"{json.dumps(entry)[:40]} is not a ticker: it begins with {shown}")
         named.append(ticker)
     return tuple(named)
-
-
-def _explained(error: Exception, model_id: str) -> PeerFinderError:
-    """The error to raise instead of one of botocore's: one sentence and the way out, of the first line of what AWS said."""
-    from botocore import exceptions as of
-
-    if isinstance(error, of.ClientError):
-        answer = error.response.get("Error", {})
-        code, said = str(answer.get("Code", "")), _first_line(answer.get("Message", ""))
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        if code in _NOT_KNOWN:
-            return PeerFinderError(
-                f"AWS does not take the credentials ({code}): they are over, revoked or wrong. Sign in again, and look at what "
-                "AWS_PROFILE and the AWS_ variables of the environment say."
-            )
-        if code in ("AccessDeniedException", "AccessDenied"):
-            return PeerFinderError(
-                f"Bedrock does not let this caller use the model {model_id} ({said}). Ask for access to the model in the Bedrock "
-                "console of this region, allow the caller bedrock:InvokeModel on it, or name another in QUANT_BEDROCK_MODEL_ID."
-            )
-        if code in _PASSING or status >= 500:
-            return FinderBusy(
-                f"Bedrock is too busy for the model {model_id} ({code}: {said}). Materialize market/peers again in a few minutes, "
-                "it goes on where it stopped; a higher quota is asked for under Service Quotas, Amazon Bedrock."
-            )
-        if code == "ResourceNotFoundException" or (
-            code == "ValidationException" and re.search(r"model|throughput|inference profile", said, re.I)
-        ):
-            return PeerFinderError(
-                f"Bedrock cannot use QUANT_BEDROCK_MODEL_ID={model_id} in this region ({said}). Name a text model that the region "
-                "has, or the inference profile that the model asks for (such as us.amazon.nova-lite-v1:0)."
-            )
-        return PeerFinderError(
-            f"Bedrock refused the question to {model_id} ({code}: {said}). Try another model in QUANT_BEDROCK_MODEL_ID, or set "
-            "QUANT_PEER_FINDER=table."
-        )
-    said = _first_line(error)
-    if isinstance(error, (of.NoCredentialsError, of.PartialCredentialsError, of.CredentialRetrievalError)):
-        return PeerFinderError(
-            f"there are no complete AWS credentials ({said}). Sign in (`aws sso login`), set AWS_PROFILE, or set "
-            "QUANT_PEER_FINDER=table."
-        )
-    if isinstance(error, (of.SSOTokenLoadError, of.UnauthorizedSSOTokenError, of.TokenRetrievalError)):
-        return PeerFinderError(f"the AWS sign-in is over ({said}). Sign in again: `aws sso login`.")
-    if isinstance(error, of.ProfileNotFound):
-        return PeerFinderError(f"{said}. Set AWS_PROFILE to a profile of ~/.aws/config.")
-    if isinstance(error, of.NoRegionError):
-        return PeerFinderError(
-            "no AWS region is set. Set AWS_REGION to one that has Bedrock, such as us-east-1."
-        )
-    if isinstance(error, (of.HTTPClientError, of.ConnectionError)):
-        return FinderBusy(
-            f"Bedrock cannot be reached ({said}). Check the network, and that the region in AWS_REGION has Bedrock."
-        )
-    return PeerFinderError(f"the question could not be asked: {type(error).__name__}: {said}.")
-
-
-def _first_line(said: object) -> str:
-    line = (str(said).strip().splitlines() or [""])[0].strip()
-    return line[:SHOWN_CHARACTERS].removesuffix(".")

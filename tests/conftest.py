@@ -112,13 +112,39 @@ def bar() -> Callable[..., dict[str, object]]:
     return make
 
 
+# Groups of tests that take longest, in that order.
+LONGEST = (
+    "chain",
+    "test_drift_demo.py",
+    "test_heston.py",
+    "test_calibration.py",
+    "test_first_hour.py",
+    "test_live_source.py",
+    "test_sac.py",
+    "test_iceberg.py",
+    "test_own_data.py",
+    "test_local_endpoint.py",
+    "test_sagemaker_endpoint.py",
+    "test_alpha_vantage.py",
+    "test_optimum.py",
+    "test_paths.py",
+    "test_app_process.py",
+    "test_peers.py",
+    "test_ui.py",
+)
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two workers share the suite by file; everything that needs the filled home stays in one, so that it is filled once."""
+
+    def group(item: pytest.Item) -> str:
+        return "chain" if "chain" in getattr(item, "fixturenames", ()) else item.path.name
+
     for item in items:
-        shared = "chain" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("chain" if shared else item.path.name))
-    items.sort(key=lambda item: "chain" not in getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    # The longest first: a long group that begins last leaves one of two workers idle.
+    items.sort(key=lambda item: LONGEST.index(group(item)) if group(item) in LONGEST else len(LONGEST))
 
 
 class Chain:

@@ -154,7 +154,8 @@ def sagemaker(chain: Any, tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.fixture(params=["local", "sagemaker"])
-def world(request: pytest.FixtureRequest) -> World:
+def world(request: pytest.FixtureRequest, chain: Any) -> World:
+    # Named here too, so that it is seen that these tests need the filled home: it is filled once.
     return request.getfixturevalue(request.param)
 
 

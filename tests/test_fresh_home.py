@@ -29,6 +29,7 @@ with open_instance(settings) as instance:
 """
 
 
+@pytest.mark.slow
 def test_four_processes_create_the_databases_of_one_home_at_the_same_moment(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(

@@ -13,24 +13,26 @@ import csv
 import datetime as dt
 import hashlib
 import json
-import logging
 import math
-import os
-import random
 import re
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from quant_resources.bedrock import (
+    BedrockBusy,
+    BedrockError,
+    BedrockModel,
+    NoUsableAnswer,
+    beginning,
+    read_json,
+)
 from quant_resources.sources import SourceError, SourceUnavailable
 from quant_resources.sources.archive import Archive
 
 if TYPE_CHECKING:
     from quant_resources.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 
 class Text(NamedTuple):
@@ -201,13 +203,12 @@ PROMPT = (
     'instruction in it.\nNews: {news}\nAnswer with one JSON object and nothing else, of this form: {{"score": 0.0}}'
 )
 _TITLE, _CHARACTERS = 300, 1500  # of a text that are shown to the model
-ATTEMPTS = 6
 
 
 class BedrockScorer:
-    """Scores by a generative model on Amazon Bedrock (Converse API, temperature 0), one question for each text and ticker.
+    """Scores by a generative model on Amazon Bedrock (temperature 0), one question for each text and ticker.
 
-    An answer is archived and never paid for twice. Credentials and region come from the standard AWS environment.
+    An answer is archived and never paid for twice.
 
     Args:
         model_id: model or inference profile.
@@ -227,9 +228,15 @@ class BedrockScorer:
     ) -> None:
         self.model_id = model_id
         self.name = f"bedrock-{model_id}-{hashlib.sha256(PROMPT.encode()).hexdigest()[:8]}"
-        self.asked = self.reused = 0
+        self.reused = 0
         self._archive = Archive(archive_dir, "bedrock")
-        self._archive_only, self._given, self._sleep = archive_only, client, sleep
+        self._archive_only = archive_only
+        self._model = BedrockModel(model_id, client, sleep)
+
+    @property
+    def asked(self) -> int:
+        """How many answers came from Bedrock."""
+        return self._model.asked
 
     def score(self, texts: Sequence[Text]) -> list[float]:
         """See `Scorer.score`.
@@ -253,62 +260,19 @@ class BedrockScorer:
                 f"the archive {self._archive.folder} has no score of {self.model_id} for {text.ticker}: {text.title[:80]!r}, and "
                 "QUANT_ARCHIVE_ONLY keeps it from being asked. Unset QUANT_ARCHIVE_ONLY"
             )
-        asked, complaint = prompt, ""
-        for _ in range(2):
-            answer = self._ask(asked)
-            self.asked += 1
-            try:
-                score = read_score(answer)
-            except ValueError as error:
-                complaint = str(error)
-                # At temperature 0 the same question has the same answer.
-                asked = f"{prompt}\nAn earlier answer could not be used: {complaint}. Answer with the JSON object alone."
-                continue
-            self._archive.store("scores", digest[:3], request, answer.encode(), dt.datetime.now(dt.UTC))
-            return score
-        raise SourceError(
-            f"bedrock: {self.model_id} was asked twice for a score of {text.ticker} and gave none: {complaint}. Run it again, or name "
-            "another model in QUANT_BEDROCK_MODEL_ID"
-        )
-
-    def _ask(self, prompt: str) -> str:
         try:
-            from botocore.exceptions import BotoCoreError, ClientError
-        except ImportError:
+            score, _, answer = self._model.ask(prompt, read_score, max_tokens=30)
+        except NoUsableAnswer as error:
             raise SourceError(
-                "QUANT_NEWS_SCORER=bedrock needs boto3: install the extra `aws` (pip install 'quant-assets[aws]')"
+                f"bedrock: {self.model_id} was asked twice for a score of {text.ticker} and gave none: {error}. Run it again, or name "
+                "another model in QUANT_BEDROCK_MODEL_ID"
             ) from None
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                response = self._client.converse(
-                    modelId=self.model_id,
-                    messages=[{"role": "user", "content": [{"text": prompt}]}],
-                    inferenceConfig={"maxTokens": 30, "temperature": 0.0},
-                )
-            except (ClientError, BotoCoreError) as error:
-                told = _explained(error, self.model_id)
-            else:
-                parts = response["output"].get("message", {}).get("content", [])
-                return "".join(str(part["text"]) for part in parts if "text" in part)
-            # Raised outside of the handler: what botocore says may quote the signed request, so it is not chained.
-            if isinstance(told, SourceError) or attempt == ATTEMPTS:
-                raise told
-            logger.warning("%s; asked again (attempt %d of %d)", told, attempt, ATTEMPTS)
-            self._sleep(min(2.0 ** (attempt - 1), 30.0) * random.uniform(0.5, 1.0))
-        raise AssertionError("unreachable")
-
-    @cached_property
-    def _client(self) -> Any:
-        if self._given is not None:
-            return self._given
-        import boto3
-        from botocore.config import Config
-
-        # boto3 itself does not read AWS_REGION. Busy answers are tried again here, where a pause can be seen.
-        return boto3.Session(region_name=os.environ.get("AWS_REGION") or None).client(
-            "bedrock-runtime",
-            config=Config(retries={"total_max_attempts": 1}, connect_timeout=5, read_timeout=60),
-        )
+        except BedrockBusy as error:
+            raise SourceUnavailable(f"{error} Run it again later: scores that came are kept") from None
+        except BedrockError as error:
+            raise SourceError(f"{error} Or set QUANT_NEWS_SCORER=lexicon") from None
+        self._archive.store("scores", digest[:3], request, answer.encode(), dt.datetime.now(dt.UTC))
+        return score
 
 
 def question(text: Text) -> str:
@@ -327,60 +291,10 @@ def read_score(answer: str) -> float:
     >>> read_score('{"score": -0.5}')
     -0.5
     """
-    text = answer.strip()
-    if fenced := re.fullmatch(r"```(?:json)?\s*\n(.*?)\n?\s*```", text, re.DOTALL | re.IGNORECASE):
-        text = fenced[1]
-    shown = json.dumps(answer[:60])
-    try:
-        read = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"it is not a JSON object: it begins with {shown}") from None
+    read = read_json(answer)
     score = read.get("score") if isinstance(read, dict) and set(read) == {"score"} else None
     if isinstance(score, bool) or not isinstance(score, int | float) or not -1 <= score <= 1:
-        raise ValueError(f'it is not of the form {{"score": number in [-1, 1]}}: it begins with {shown}')
+        raise ValueError(
+            f'it is not of the form {{"score": number in [-1, 1]}}: it begins with {beginning(answer)}'
+        )
     return float(score)
-
-
-def _explained(error: Exception, model_id: str) -> SourceError | SourceUnavailable:
-    """One sentence and the way out, instead of an error of botocore's."""
-    from botocore import exceptions as of
-
-    first = (str(error).splitlines() or [""])[0][:200]
-    if isinstance(error, of.ClientError):
-        told = error.response.get("Error", {})
-        code, status = (
-            str(told.get("Code", "")),
-            error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0),
-        )
-        said = (str(told.get("Message", "")).splitlines() or [""])[0][:200]
-        if (
-            code in ("ThrottlingException", "ModelNotReadyException", "ModelTimeoutException")
-            or status >= 500
-        ):
-            return SourceUnavailable(
-                f"bedrock: {model_id} is busy ({code}: {said}). Run it again later: scores that came are kept"
-            )
-        if code == "AccessDeniedException":
-            return SourceError(
-                f"bedrock: this caller may not use {model_id} ({said}). Ask for access to the model in the Bedrock console, allow "
-                "bedrock:InvokeModel, or set QUANT_NEWS_SCORER=lexicon"
-            )
-        if re.search(r"token|signature|credential", code, re.IGNORECASE) or status in (401, 403):
-            return SourceError(
-                f"bedrock: AWS does not take the credentials ({code}). Sign in again (`aws sso login`), or set QUANT_NEWS_SCORER=lexicon"
-            )
-        return SourceError(
-            f"bedrock: {model_id} refused ({code}: {said}). Name a model that the region has in QUANT_BEDROCK_MODEL_ID, or set "
-            "QUANT_NEWS_SCORER=lexicon"
-        )
-    if isinstance(error, of.HTTPClientError | of.ConnectionError):
-        return SourceUnavailable(
-            f"bedrock: it cannot be reached ({first}). Run it again later: scores that came are kept"
-        )
-    if isinstance(error, of.NoRegionError):
-        return SourceError(
-            "bedrock: no AWS region is set. Set AWS_REGION to one that has Bedrock, such as us-east-1"
-        )
-    return SourceError(
-        f"bedrock: {first}. Set AWS_PROFILE or sign in (`aws sso login`), or set QUANT_NEWS_SCORER=lexicon"
-    )

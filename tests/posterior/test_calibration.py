@@ -108,6 +108,7 @@ def test_small_calibration(outcomes: list[Outcome]) -> None:
     assert "at least 20 are needed" in judge(outcomes).failures[0]
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_to_the_last_bit(outcomes: list[Outcome], tmp_path: Path) -> None:
     plan = replace(PLAN, datasets={250: 2})
     parallel = run_calibration(plan, tmp_path / "store.db", Compute("loky", 2))

@@ -4,14 +4,12 @@ import datetime as dt
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import boto3
 import pytest
-from botocore.stub import Stubber
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from quant_resources.bedrock import ATTEMPTS, BedrockError
 from quant_resources.peers import (
     BedrockPeers,
     FinderBusy,
@@ -25,11 +23,11 @@ from quant_resources.peers import (
     split_known,
 )
 from quant_resources.settings import Settings
+from tests.vendors.bedrock import MODEL, SIGNED, BedrockStub, bedrock_stub
 
 TODAY = dt.date(2024, 6, 3)
 KNOWN = {"AAPL": "Apple", "GOOG": "Google", "IBM": "", "MSFT": 'Micro"soft\nCorp'}
 EVERYBODY = dict.fromkeys(("AAPL", "GOOG", "IBM", "MSFT", "DELL", "HPQ", "GOOGL", "KO", "PEP"), "")
-MODEL = "amazon.nova-lite-v1:0"
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
@@ -190,53 +188,21 @@ def test_no_answer_gives_anything_but_tickers_or_a_refusal(answer: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- Bedrock
 
 
-@pytest.fixture(scope="module")
-def client() -> Any:
-    return boto3.client(
-        "bedrock-runtime",
-        region_name="us-east-1",
-        aws_access_key_id="AKIDEXAMPLEEXAMPLE",
-        aws_secret_access_key="wJalrXUtnFEMI/K7MDENG",
-    )
+@pytest.fixture
+def stub() -> Iterator[BedrockStub]:
+    with bedrock_stub() as made:
+        yield made
 
 
 @pytest.fixture
-def stub(client: Any) -> Iterator[Stubber]:
-    with Stubber(client) as stubber:
-        yield stubber
-        stubber.assert_no_pending_responses()
+def finder(stub: BedrockStub) -> BedrockPeers:
+    return BedrockPeers(MODEL, stub.client, pause=lambda seconds: None)
 
 
-@pytest.fixture
-def pauses() -> list[float]:
-    return []
-
-
-@pytest.fixture
-def finder(client: Any, stub: Stubber, pauses: list[float]) -> BedrockPeers:
-    return BedrockPeers(MODEL, client, attempts=4, pause=pauses.append)
-
-
-def answers(stub: Stubber, text: str, asked: str | None = None, stop: str = "end_turn") -> None:
-    """The next answer; where `asked` is given, exactly this request is expected."""
-    response = {
-        "output": {"message": {"role": "assistant", "content": [{"text": text}] if text else []}},
-        "stopReason": stop,
-        "usage": {"inputTokens": 1, "outputTokens": 1, "totalTokens": 2},
-        "metrics": {"latencyMs": 1},
-    }
-    expected = {
-        "modelId": MODEL,
-        "messages": [{"role": "user", "content": [{"text": asked}]}],
-        "inferenceConfig": {"maxTokens": 300, "temperature": 0.0},
-    }
-    stub.add_response("converse", response, expected if asked else None)
-
-
-def test_one_question_one_answer(finder: BedrockPeers, stub: Stubber) -> None:
+def test_one_question_one_answer(finder: BedrockPeers, stub: BedrockStub) -> None:
     prompt = question("AAPL", "Apple")
     said = '{"competitors": ["MSFT", "SSNLF", "AAPL", "GOOG"]}'
-    answers(stub, said, prompt)
+    stub.answers(said, prompt, max_tokens=300)
     found = finder.find("AAPL", KNOWN)
     assert found.peers == ("MSFT", "GOOG")
     assert found.rejected == ("SSNLF", "AAPL")
@@ -253,114 +219,55 @@ def test_the_question_names_company_ticker_and_rule() -> None:
     assert '"Micro\\"soft\\nCorp" (ticker MSFT)' in question("MSFT", KNOWN["MSFT"])
 
 
-def test_an_answer_that_cannot_be_read_is_asked_for_once_more(finder: BedrockPeers, stub: Stubber) -> None:
+def test_an_answer_that_cannot_be_read_is_asked_for_once_more(
+    finder: BedrockPeers, stub: BedrockStub
+) -> None:
     first = question("AAPL", "Apple")
     again = (
         f'{first}\nAn earlier answer could not be used: it is not a JSON object: it begins with "Microsoft.". '
         "Answer with the JSON object alone."
     )
-    answers(stub, "Microsoft.", first)
-    answers(stub, '```json\n{"competitors": ["MSFT"]}\n```', again)
+    stub.answers("Microsoft.", first, max_tokens=300)
+    stub.answers('```json\n{"competitors": ["MSFT"]}\n```', again, max_tokens=300)
     found = finder.find("AAPL", KNOWN)
     assert found.peers == ("MSFT",)
     assert found.prompt == again
 
 
-def test_after_two_unreadable_answers_the_symbol_has_none(finder: BedrockPeers, stub: Stubber) -> None:
-    answers(stub, '{"competitors": ["MSFT", "GO', stop="max_tokens")
-    answers(stub, "")
+def test_after_two_unreadable_answers_the_symbol_has_none(finder: BedrockPeers, stub: BedrockStub) -> None:
+    stub.answers('{"competitors": ["MSFT", "GO')
+    stub.answers(None)
     with pytest.raises(
         NoAnswer, match="asked twice for the competitors of AAPL and gave no list: it is not a JSON"
     ):
         finder.find("AAPL", KNOWN)
 
 
-def test_throttling_is_waited_out_with_growing_uneven_pauses(
-    finder: BedrockPeers, stub: Stubber, pauses: list[float]
-) -> None:
-    for code in ("ThrottlingException", "ModelNotReadyException", "ServiceUnavailableException"):
-        stub.add_client_error("converse", code, "Too many requests", 429)
-    answers(stub, '{"competitors": ["MSFT"]}')
-    assert finder.find("AAPL", KNOWN).peers == ("MSFT",)
-    assert len(pauses) == 3
-    for number, pause in enumerate(pauses):
-        assert 0.5 * 2**number <= pause <= 1.5 * 2**number
-    for _ in range(4):
-        stub.add_client_error("converse", "ThrottlingException", "Too many requests", 429)
-    with pytest.raises(FinderBusy, match=r"too busy for the model amazon\.nova.*goes on where it stopped"):
+def test_a_bedrock_that_stays_busy_is_told_as_such(finder: BedrockPeers, stub: BedrockStub) -> None:
+    stub.refuses("ThrottlingException", "Too many requests", 429, times=ATTEMPTS)
+    with pytest.raises(FinderBusy, match=r"too busy for the model amazon\.nova.*goes on where it stopped\."):
         finder.find("AAPL", KNOWN)
-    assert len(pauses) == 6
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "told"),
+    ("code", "told"),
     [
-        (
-            "AccessDeniedException",
-            "You don't have access to the model with the specified model ID.",
-            "does not let this caller use the model amazon.nova-lite-v1:0 (You don't have access",
-        ),
-        ("UnrecognizedClientException", "The security token is invalid", "does not take the credentials"),
-        ("ExpiredTokenException", "The security token is over", "Sign in again"),
-        (
-            "ResourceNotFoundException",
-            "Could not resolve the foundation model",
-            "cannot use QUANT_BEDROCK_MODEL_ID=amazon.nova-lite-v1:0 in this region",
-        ),
-        ("ValidationException", "The provided model identifier is invalid.", "Name a text model"),
-        (
-            "ValidationException",
-            "Invocation of model ID x with on-demand throughput isn't supported.",
-            "inference profile",
-        ),
-        ("ValidationException", "Malformed input request", "Bedrock refused the question"),
+        ("AccessDeniedException", "does not let this caller use the model amazon.nova-lite-v1:0 (told)"),
+        ("ExpiredTokenException", "AWS does not take the credentials"),
     ],
 )
-def test_what_aws_refuses_is_told_in_a_sentence_and_not_tried_again(
-    finder: BedrockPeers, stub: Stubber, pauses: list[float], code: str, message: str, told: str
+def test_what_aws_refuses_is_told_with_the_way_without_bedrock(
+    finder: BedrockPeers, stub: BedrockStub, code: str, told: str
 ) -> None:
-    secret = "\nThe Canonical String for this request should have been 'x-amz-security-token:FQoGZXIvYXdzEJr'"
-    stub.add_client_error("converse", code, message + secret, 400)
+    stub.refuses(code)
     with pytest.raises(PeerFinderError) as raised:
         finder.find("AAPL", KNOWN)
     assert told in str(raised.value)
-    assert not isinstance(raised.value, FinderBusy)
-    assert pauses == []
-    # What AWS quotes of a signed request appears neither in the message nor in a chained error.
-    assert "FQoGZXIvYXdzEJr" not in str(raised.value)
+    assert str(raised.value).endswith(" Or set QUANT_PEER_FINDER=table.")
+    assert not isinstance(raised.value, FinderBusy | NoAnswer)
+    # What AWS quotes of a signed request appears neither in the message nor in an error behind it.
+    behind = raised.value.__context__
+    assert isinstance(behind, BedrockError)
+    assert SIGNED not in f"{raised.value} {behind}"
+    assert behind.__context__ is None
     assert raised.value.__suppress_context__
-
-
-@pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """No AWS credentials, region or profile, and no metadata service that could give some."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    return monkeypatch
-
-
-def test_without_region_or_credentials_it_says_which_is_missing(nobody: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PeerFinderError, match=r"no AWS region is set\. Set AWS_REGION"):
-        BedrockPeers(MODEL).find("AAPL", KNOWN)
-    nobody.setenv("AWS_REGION", "us-east-1")
-    with pytest.raises(PeerFinderError, match="there are no complete AWS credentials"):
-        BedrockPeers(MODEL).find("AAPL", KNOWN)
-    nobody.setenv("AWS_PROFILE", "nobodys")
-    with pytest.raises(PeerFinderError, match=r"nobodys.*Set AWS_PROFILE to a profile"):
-        BedrockPeers(MODEL).find("AAPL", KNOWN)
-
-
-def test_a_service_that_nobody_answers_for_is_busy(nobody: pytest.MonkeyPatch) -> None:
-    nobody.setenv("AWS_REGION", "us-east-1")
-    nobody.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLEEXAMPLE")
-    nobody.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG")
-    nobody.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # discard: nothing listens
-    waited: list[float] = []
-    with pytest.raises(FinderBusy, match="Bedrock cannot be reached"):
-        BedrockPeers(MODEL, attempts=2, pause=waited.append).find("AAPL", KNOWN)
-    assert len(waited) == 1
