@@ -4,7 +4,9 @@ VENV    ?= .venv
 PIP_ARGS ?=
 EXTRAS  ?= aws,bench,dev
 BIN     := $(VENV)/bin
-export QUANT_HOME ?= $(CURDIR)/.quant
+# As the settings do: the shell wins over .env, .env over the default.
+FROM_ENV := $(patsubst ~/%,$(HOME)/%,$(shell sed -n "s/^QUANT_HOME=[\"']*\([^\"' \#]*\).*/\1/p" .env 2>/dev/null | tail -1))
+export QUANT_HOME ?= $(if $(filter /%,$(FROM_ENV)),$(FROM_ENV),$(CURDIR)/$(or $(FROM_ENV),.quant))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check demo chain posterior calibrate agents backtest deploy endpoints drift-demo test test-slow lint format dev mlflow bench clean

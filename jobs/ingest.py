@@ -13,6 +13,13 @@ ingest_job = dg.define_asset_job(
     executor_def=dg.in_process_executor,
 )
 
+securities_job = dg.define_asset_job(
+    "securities_job",
+    selection=dg.AssetSelection.assets("market/securities", "market/peers"),
+    description="The security master and the competitors, which belong to no session: when symbols were added, or a vendor owed some.",
+    executor_def=dg.in_process_executor,
+)
+
 # What endpoints answered is no part of the past that a range of sessions brings in.
 CAPTURED = dg.AssetSelection.assets("serving/captured_requests")
 

@@ -108,6 +108,7 @@ def build_defs(resource_overrides: Mapping[str, Any] | None = None) -> dg.Defini
         jobs=[
             ingest.chain_job,
             ingest.ingest_job,
+            ingest.securities_job,
             posterior.posterior_job,
             posterior.calibration_job,
             training.train_job,

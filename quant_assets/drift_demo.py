@@ -78,6 +78,7 @@ class RegimeShift:
         self.inner, self.since, self.before, self.after = inner, since, before, after
         self.name = f"{inner.name}, moves x {before:g}, from {since} on x {after:g}"
         self.news_is_simulated, self.has_minute_bars = inner.news_is_simulated, inner.has_minute_bars
+        self.overlap_sessions, self.is_live = inner.overlap_sessions, inner.is_live
 
     def bars(self, first: dt.date, last: dt.date) -> pa.Table:
         """See `MarketSource.bars`; opens, highs and lows move with the closes, so a bar stays a bar."""

@@ -18,7 +18,7 @@ from quant_resources.sources import Waiting
 
 # A vendor publishes a session's data some time after its close; for so long a run is tried again, then a person is wanted.
 LATE_FOR = dt.timedelta(hours=12)
-LATE_AGAIN = dt.timedelta(minutes=30)
+LATE_AGAIN, LATE_AGAIN_LIMITED = dt.timedelta(minutes=30), dt.timedelta(hours=3)
 # What a correction is about; when a row was known and who brought it is none.
 _NOT_COMPARED = ("available_at", "source")
 COMPLETE, WAITING, LATE, MISSING = "complete", "waiting", "late", "missing"
@@ -39,21 +39,33 @@ class Corrections:
     changes: list[dict[str, object]]
 
 
-def corrections(fetched: pa.Table, stored: pa.Table, spec: TableSpec) -> Corrections:
+def ask_again_after(since_close: dt.timedelta, requests_per_day: int | None) -> dt.timedelta:
+    """How long to wait before a vendor that owes a session is asked again: half an hour, less often where requests are few or it takes long."""
+    if since_close > LATE_FOR:
+        return dt.timedelta(hours=6)
+    return LATE_AGAIN if requests_per_day is None else LATE_AGAIN_LIMITED
+
+
+def corrections(
+    fetched: pa.Table, stored: pa.Table, spec: TableSpec, began: dt.date | None = None
+) -> Corrections:
     """What a source has corrected.
 
-    A row that the source does not repeat stays: vendors leave out what they no longer serve. Sessions without any stored row are not
-    looked at: they were never brought in.
+    A row that the source does not repeat stays: vendors leave out what they no longer serve. Sessions from `began` on without any
+    stored row are taken as they come: a night failed there.
 
     Args:
         fetched, stored: rows of the same sessions, columns as `spec`.
         spec: names the key.
+        began: first session that the table holds; earlier ones were never wanted. None: that of `stored`.
     """
     import pandas as pd
 
     key = list(spec.key)
-    known = stored["session"].unique()
-    fetched = fetched.filter(pc.is_in(fetched["session"], known))
+    began = began or pc.min(stored["session"]).as_py()
+    if began is None:
+        return Corrections(stored.slice(0, 0), (), [])
+    fetched = fetched.filter(pc.greater_equal(fetched["session"], pa.scalar(began)))
     values = [c.name for c in spec.columns if c.name not in (*key, *_NOT_COMPARED)]
     now = fetched.to_pandas().set_index(key).sort_index()
     then = stored.to_pandas().set_index(key).sort_index()
@@ -114,20 +126,22 @@ def coverage(
     missing: Sequence[tuple[str, dt.date]],
     first: dt.date,
     last: dt.date,
-    close: dt.datetime,
     now: dt.datetime,
+    again: dt.datetime | None,
+    new: Collection[str] = (),
 ) -> list[dict[str, object]]:
     """What became of each symbol of a run, as rows of `market.coverage`.
 
     Args:
-        dataset: `bars`, `news` or `minute_bars`.
-        rows: that are stored now, of sessions `first`..`last`.
+        dataset: `bars`, `news`, `minute_bars` or `securities`.
+        rows: that are stored, of sessions `first`..`last`.
         symbols: that were wanted.
         waiting: that have to wait, and until when.
         missing: (symbol, session) without a row that should have one.
         first, last: sessions of the run.
-        close: of `last`. Up to twelve hours after it a row of `last` that is missing is late rather than gone.
         now: instant of the run.
+        again: when a row of `last` that is missing is worth asking for; None where it is taken for gone.
+        new: symbols that have no stored row before the run's sessions, where others have.
     """
     found: dict[str, tuple[int, dt.date]] = {}
     if rows.num_rows:
@@ -155,8 +169,16 @@ def coverage(
                 MISSING,
                 f"no row of {', '.join(map(str, days[:3]))}{', ...' if len(days) > 3 else ''}",
             )
-            if last in days and now < close + LATE_FOR:
-                status, retry_at = LATE, now + LATE_AGAIN
+            if last in days and again is not None:
+                status, retry_at = LATE, again
+        elif dataset == "bars" and not count:
+            # Not listed yet, or no such symbol: nobody can tell from here.
+            status, note = (
+                MISSING,
+                f"no bar in {first}..{last}: not listed then, or misspelt in QUANT_SYMBOLS",
+            )
+        elif symbol in new:
+            note = f"new: nothing before {first} is stored; run chain_job for its history"
         result.append(
             {
                 "dataset": dataset,
@@ -175,16 +197,19 @@ def coverage(
 
 
 def still_waiting(
-    before: Sequence[dict[str, object]], now: Sequence[dict[str, object]], first: dt.date, last: dt.date
+    before: Sequence[dict[str, object]],
+    now: Sequence[dict[str, object]],
+    first: dt.date | None,
+    last: dt.date,
 ) -> list[dict[str, object]]:
-    """Earlier rows of `market.coverage` that stay: of symbols that wait for sessions which this run did not bring.
+    """Earlier rows of `market.coverage` that stay: of symbols that wait for sessions which this run did not store.
 
     Args:
         before: stored rows of the dataset.
         now: rows of this run.
-        first, last: sessions that this run asked for, corrections included.
+        first, last: sessions that this run stored, corrections included; `first` is None where it stored nothing.
     """
-    brought = {str(row["symbol"]) for row in now if row["status"] != WAITING}
+    waits = {str(row["symbol"]) for row in now if row["status"] == WAITING}
     again = {(row["symbol"], row["first_session"], row["last_session"]) for row in now}
     return [
         row
@@ -192,7 +217,8 @@ def still_waiting(
         if row["status"] in (WAITING, LATE)
         and (row["symbol"], row["first_session"], row["last_session"]) not in again
         and not (
-            row["symbol"] in brought
+            first is not None
+            and row["symbol"] not in waits
             and first <= row["first_session"]  # type: ignore[operator]
             and row["last_session"] <= last  # type: ignore[operator]
         )

@@ -13,15 +13,16 @@ and the reason, the good rows are written, and the check warns.
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import dagster as dg
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from quant_assets.market import arrivals, tables, validation
+from quant_assets.market.live import CAME_CHECK, Arrival, between, still_listed
 from quant_assets.partitions import (
     CALENDAR,
-    FIRST_SESSION,
     LAST_SESSION,
     SESSIONS,
     SYMBOLS,
@@ -38,17 +39,9 @@ from quant_assets.presentation import (
 from quant_resources.calendar import NEW_YORK
 from quant_resources.iceberg import TableSpec, Warehouse
 from quant_resources.io_manager import table_metadata, table_preview
-from quant_resources.sources import (
-    MarketSource,
-    SourceError,
-    SourceIncomplete,
-    SourceUnavailable,
-    Waiting,
-)
+from quant_resources.sources import MarketSource
 
 GROUP = "market"
-CAME_CHECK = "every_symbol_came"
-DATA_VERSION_TAG = "dagster/data_version"
 OWNERS = ["team:market-data"]
 VENDOR = dg.AssetKey(["vendor", settings().source])
 
@@ -80,25 +73,6 @@ vendor = dg.AssetSpec(
     kinds={"file"} if settings().source in ("sample", "files") else {"api"},
     owners=OWNERS,
 )
-
-
-def _fetch(call: Callable[..., pa.Table], *sessions: dt.date) -> tuple[pa.Table, list[Waiting]]:
-    """Ask the source; what is wrong with the user's data or key stays wrong, so it is not tried again.
-
-    Returns:
-        What came, and the symbols that have to wait.
-
-    Raises:
-        dg.Failure: the source's own message (file, row, rule; request and answer).
-    """
-    try:
-        return call(*sessions), []
-    except SourceIncomplete as part:
-        return part.rows, part.waiting
-    except SourceUnavailable as error:
-        raise dg.Failure(f"{error}. Nothing was written.") from error
-    except SourceError as error:
-        raise dg.Failure(f"{error}. Nothing was written.", allow_retries=False) from error
 
 
 def _came_spec(key: list[str]) -> dg.AssetCheckSpec:
@@ -195,201 +169,6 @@ def _with(data: pa.Table, spec: TableSpec, **constants: str) -> pa.Table:
     return spec.conform(data.select([c.name for c in spec.columns]))
 
 
-# -- what came, what waits, what was corrected -------------------------------------------------------------------------
-
-
-def _asked_since(source: MarketSource, first: dt.date) -> dt.date:
-    """First session that the source is asked for: with those that it may have corrected."""
-    earlier = CALENDAR.sessions(FIRST_SESSION, first)
-    return earlier[-min(source.overlap_sessions + 1, len(earlier))]
-
-
-def _with_waiting(
-    warehouse: Warehouse,
-    spec: TableSpec,
-    came: pa.Table,
-    waiting: Sequence[Waiting],
-    first: dt.date,
-    last: dt.date,
-) -> pa.Table:
-    """The run's slice: what came, and of the symbols that have to wait what is stored already."""
-    came = _between(came, first, last)
-    if not waiting:
-        return came
-    return spec.conform(arrivals.keep_waiting(came, warehouse.read(spec, first, last), _symbols(waiting)))
-
-
-def _require_some(waiting: Sequence[Waiting]) -> None:
-    """Nothing came and nothing is stored: there is nothing to go on with.
-
-    Raises:
-        dg.Failure: with the vendor's reason, and when it is asked again.
-    """
-    if waiting:
-        until = min(item.retry_at for item in waiting)
-        raise dg.Failure(
-            f"nothing came, {len(waiting)} symbol(s) have to wait until {until:%Y-%m-%d %H:%M} UTC: {waiting[0].reason}. "
-            "Nothing was written; waiting_symbols_sensor asks again then.",
-            allow_retries=False,
-        )
-
-
-def _between(rows: pa.Table, first: dt.date, last: dt.date) -> pa.Table:
-    import pyarrow.compute as pc
-
-    return rows.filter(
-        pc.and_(
-            pc.greater_equal(rows["session"], pa.scalar(first)),
-            pc.less_equal(rows["session"], pa.scalar(last)),
-        )
-    )
-
-
-def _until(rows: pa.Table, last: dt.date) -> pa.Table:
-    import pyarrow.compute as pc
-
-    return rows.filter(pc.less_equal(rows["session"], pa.scalar(last)))
-
-
-def _without(rows: pa.Table, symbols: set[str]) -> pa.Table:
-    import pyarrow.compute as pc
-
-    return rows.filter(pc.invert(pc.is_in(rows["symbol"], pa.array(sorted(symbols), pa.string()))))
-
-
-def _symbols(waiting: Sequence[Waiting]) -> set[str]:
-    return {item.symbol for item in waiting}
-
-
-def _correct(
-    context: dg.AssetExecutionContext,
-    warehouse: Warehouse,
-    spec: TableSpec,
-    came: pa.Table,
-    stored: pa.Table,
-    since: dt.date,
-    first: dt.date,
-) -> arrivals.Corrections | None:
-    """Write what the source has corrected in the sessions before the run's, and report their partitions as updated.
-
-    The report is no event of this run: automation passes over runs that compute features themselves, and those compute
-    the features of their own sessions alone.
-    """
-    if since >= first:
-        return None
-    earlier = CALENDAR.shift(first, -1)
-    found = arrivals.corrections(_between(came, since, earlier), _between(stored, since, earlier), spec)
-    if not found.sessions:
-        return found
-    context.log.warning(
-        "%s: the source corrected %d value(s) of %s",
-        spec.name,
-        len(found.changes),
-        ", ".join(map(str, found.sessions)),
-    )
-    for session in found.sessions:
-        rows = _between(found.rows, session, session)
-        version = data_version(rows, (session, session))
-        context.instance.report_runless_asset_event(
-            dg.AssetMaterialization(
-                asset_key=dg.AssetKey(spec.name.split(".")),
-                partition=session.isoformat(),
-                description=f"corrected by the source; found by run {context.run.run_id}",
-                metadata={
-                    "corrections": markdown_table([c for c in found.changes if c["session"] == str(session)])
-                },
-                tags={DATA_VERSION_TAG: version.value} if version else None,
-            )
-        )
-    # Sessions between two corrected ones are written again as they are: one commit for all.
-    low, high = found.sessions[0], found.sessions[-1]
-    import pyarrow.compute as pc
-
-    kept = _between(stored, low, high)
-    kept = kept.filter(pc.invert(pc.is_in(kept["session"], pa.array(found.sessions, pa.date32()))))
-    warehouse.write(
-        spec,
-        pa.concat_tables([found.rows, spec.conform(kept)]),
-        low,
-        high,
-        {
-            "quant.run_id": context.run.run_id,
-            "quant.partition": f"{low}..{high}",
-            "quant.corrections": str(len(found.changes)),
-        },
-    )
-    return found
-
-
-def _cover(
-    warehouse: Warehouse,
-    source: MarketSource,
-    dataset: str,
-    data: pa.Table,
-    waiting: Sequence[Waiting],
-    missing: Sequence[tuple[str, dt.date]],
-    first: dt.date,
-    last: dt.date,
-) -> list[dict[str, object]]:
-    """Say what became of each symbol, in `market.coverage` and for the asset's page. Sources on this machine need none of it."""
-    if not source.is_live:
-        return []
-    rows = arrivals.coverage(
-        dataset,
-        data,
-        settings().symbols or (),
-        waiting,
-        missing,
-        first,
-        last,
-        CALENDAR.close(last),
-        dt.datetime.now(dt.UTC),
-    )
-    spec = tables.COVERAGE
-    asked = _asked_since(source, first) if dataset != "minute_bars" else first
-    before = warehouse.read(spec, only=dataset).to_pylist()
-    kept = arrivals.still_waiting(before, rows, asked, last)
-    warehouse.write(spec, pa.Table.from_pylist([*rows, *kept], schema=spec.arrow_schema), only=dataset)
-    return rows
-
-
-def _every_symbol_came(waiting: Sequence[Waiting]) -> dg.AssetCheckResult:
-    return dg.AssetCheckResult(
-        check_name=CAME_CHECK,
-        passed=not waiting,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{len(waiting)} symbol(s) have to wait: {waiting[0].reason}" if waiting else None,
-        metadata={
-            "waiting": markdown_table(
-                [
-                    {"symbol": w.symbol, "again at": f"{w.retry_at:%Y-%m-%d %H:%M} UTC", "why": w.reason}
-                    for w in waiting
-                ]
-            )
-        },
-    )
-
-
-def _came_metadata(
-    status: Sequence[dict[str, object]], fixed: arrivals.Corrections | None
-) -> dict[str, object]:
-    """What the asset's page says of symbols and corrections; those that need a look come first."""
-    shown: dict[str, object] = {}
-    if status:
-        order = (arrivals.WAITING, arrivals.LATE, arrivals.MISSING, arrivals.COMPLETE)
-        names = ("symbol", "status", "rows", "newest_session", "note", "retry_at")
-        ranked = sorted(status, key=lambda row: (order.index(str(row["status"])), str(row["symbol"])))
-        shown["symbols by status"] = markdown_table(
-            [{name: "" if row[name] is None else row[name] for name in names} for row in ranked], most=100
-        )
-        for name in order:
-            if count := sum(row["status"] == name for row in status):
-                shown[f"symbols {name}"] = count
-    if fixed is not None and fixed.sessions:
-        shown["corrections"] = markdown_table(fixed.changes)
-    return shown
-
-
 @dg.asset(
     key=["market", "bars"],
     metadata=table_metadata(tables.BARS),
@@ -421,24 +200,24 @@ def bars(
     """Fetch, judge and store the bars of the run's sessions."""
     first, last = run_sessions(context)
     require_closed(last)
-    since = _asked_since(source, first)
-    rows, waiting = _fetch(source.bars, since, last)
-    context.log.info("source %s: %d bars for %s..%s", source.name, rows.num_rows, since, last)
-    earlier = CALENDAR.shift(first, -1)
-    stored = warehouse.read(tables.BARS, CALENDAR.shift(since, -validation.HISTORY_SESSIONS - 5), earlier)
-    history = _until(stored, CALENDAR.shift(since, -1))
+    arrival = Arrival(context, source, warehouse, "bars", tables.BARS, first, last)
+    rows = arrival.fetch(source.bars, arrival.since, last)
+    context.log.info("source %s: %d bars for %s..%s", source.name, rows.num_rows, arrival.since, last)
+    stored = arrival.before()
+    history = between(stored, CALENDAR.first, CALENDAR.shift(arrival.since, -1))
     verdict = validation.validate_bars(rows, CALENDAR, history)
     yield from _settle(verdict, tables.BARS, warehouse, first, last)
     came = verdict.rows.append_column("available_at", _closes(verdict.rows["session"]))
     came = _with(came, tables.BARS, source=source.name)
-    fixed = _correct(context, warehouse, tables.BARS, came, stored, since, first)
-    data = _with_waiting(warehouse, tables.BARS, came, waiting, first, last)
+    arrival.correct(came, stored)
+    data = arrival.slice(came)
     missing = [
         pair
-        for pair in validation.missing_sessions(data, CALENDAR, first, last, _still_listed(stored))
-        if pair[0] not in _symbols(waiting)
+        for pair in validation.missing_sessions(data, CALENDAR, first, last, still_listed(stored))
+        if pair[0] not in arrival.waiting_symbols
     ]
-    status = _cover(warehouse, source, "bars", data, waiting, missing, first, last)
+    known = set(stored["symbol"].unique().to_pylist())
+    status = arrival.judge(data, missing, new=[s for s in arrival.symbols if known and s not in known])
     tolerated = settings().missing_sessions == "warn"
     yield dg.AssetCheckResult(
         check_name="no_missing_session",
@@ -447,22 +226,25 @@ def bars(
         description=f"{len(missing)} bar(s) are missing" if missing else None,
         metadata={"missing": markdown_table([{"symbol": s, "session": str(d)} for s, d in missing])},
     )
-    yield _every_symbol_came(waiting)
+    yield arrival.came_check()
     if missing and not tolerated:
+        arrival.failed()
         late = any(row["status"] == arrivals.LATE for row in status)
         raise dg.Failure(
             f"{len(missing)} bar(s) are missing in {first}..{last}, nothing was written: "
             + ", ".join(f"{s} {d}" for s, d in missing[:10])
             + (
-                ". The source may not have published them yet: waiting_symbols_sensor tries again every half hour for twelve hours "
-                "after the close (QUANT_NIGHT_DELAY_MINUTES makes the night start later)."
+                ". The source may not have published them yet: waiting_symbols_sensor tries again until twelve hours after the close "
+                "(QUANT_NIGHT_DELAY_MINUTES makes the night start later). A symbol that has stopped trading has to leave QUANT_SYMBOLS."
                 if late
-                else ". Complete the source, or set QUANT_MISSING_SESSIONS=warn to accept the gaps."
+                else ". Complete the source, take symbols that stopped trading out of QUANT_SYMBOLS, or set QUANT_MISSING_SESSIONS=warn "
+                "to accept the gaps."
             ),
             allow_retries=False,
         )
     if not data.num_rows:
-        _require_some(waiting)
+        arrival.failed()
+        arrival.require_some()
         raise dg.Failure(
             f"source {source.name} has no bar in {first}..{last}. Check QUANT_SYMBOLS and the range of your data.",
             allow_retries=False,
@@ -479,7 +261,7 @@ def bars(
         context,
         {
             "symbols": ", ".join(sorted(data["symbol"].unique().to_pylist())[:50]),
-            **_came_metadata(status, fixed),
+            **arrival.metadata(),
             "moves above 40 %": markdown_table(jumps),
             "prices": figure_markdown(plots.price_figure(recent), "Raw and adjusted close"),
             "coverage": figure_markdown(plots.coverage_figure(recent, months), "Sessions with a bar"),
@@ -487,15 +269,7 @@ def bars(
         },
     )
     yield dg.Output(data, data_version=data_version(data, (first, last)))
-
-
-def _still_listed(history: pa.Table) -> pa.Table:
-    """Bars of the newest stored session: a symbol that stopped trading before is not expected tonight."""
-    import pyarrow.compute as pc
-
-    if not history.num_rows:
-        return history
-    return history.filter(pc.equal(history["session"], pc.max(history["session"])))
+    arrival.stored()
 
 
 def _closes(sessions: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -531,27 +305,25 @@ def news(
     """Fetch, judge and store the articles of the run's sessions."""
     first, last = run_sessions(context)
     require_closed(last)
-    since = _asked_since(source, first)
-    rows, waiting = _fetch(source.news, since, last)
-    context.log.info("source %s: %d article rows for %s..%s", source.name, rows.num_rows, since, last)
+    arrival = Arrival(context, source, warehouse, "news", tables.NEWS, first, last)
+    rows = arrival.fetch(source.news, arrival.since, last)
+    context.log.info("source %s: %d article rows for %s..%s", source.name, rows.num_rows, arrival.since, last)
     verdict = validation.validate_news(rows, CALENDAR)
     yield from _settle(verdict, tables.NEWS, warehouse, first, last)
     origin = "simulated" if source.news_is_simulated else source.name
     came = _with(verdict.rows, tables.NEWS, source=origin)
-    fixed = None
-    if since < first:
-        stored = warehouse.read(tables.NEWS, since, CALENDAR.shift(first, -1))
-        fixed = _correct(context, warehouse, tables.NEWS, came, stored, since, first)
-    data = _with_waiting(warehouse, tables.NEWS, came, waiting, first, last)
-    status = _cover(warehouse, source, "news", data, waiting, [], first, last)
-    yield _every_symbol_came(waiting)
+    if source.is_live:
+        arrival.correct(came, arrival.before())
+    data = arrival.slice(came)
+    arrival.judge(data, [])
+    yield arrival.came_check()
 
     from quant_assets.market import plots
 
     metadata: dict[str, object] = {
         "source": origin,
         "articles": len(data["article_id"].unique()),
-        **_came_metadata(status, fixed),
+        **arrival.metadata(),
         "preview": table_preview(data),
     }
     recent = with_recent_sessions(warehouse, tables.NEWS, data, first, last)
@@ -561,6 +333,7 @@ def news(
         )
     show(context, metadata)
     yield dg.Output(data, data_version=data_version(data, (first, last)))
+    arrival.stored()
 
 
 @dg.asset(
@@ -587,25 +360,30 @@ def minute_bars(
     """Fetch, judge and store the minute bars of the run's sessions."""
     first, last = run_sessions(context)
     require_closed(last)
-    rows, waiting = _fetch(source.minute_bars, first, last)
+    arrival = Arrival(
+        context, source, warehouse, "minute_bars", tables.MINUTE_BARS, first, last, overlap=False
+    )
+    rows = arrival.fetch(source.minute_bars, first, last)
     verdict = validation.validate_minute_bars(rows, CALENDAR)
     yield from _settle(verdict, tables.MINUTE_BARS, warehouse, first, last)
-    came = _with(verdict.rows, tables.MINUTE_BARS, source=source.name)
-    data = _with_waiting(warehouse, tables.MINUTE_BARS, came, waiting, first, last)
-    status = _cover(warehouse, source, "minute_bars", data, waiting, [], first, last)
-    yield _every_symbol_came(waiting)
+    data = arrival.slice(_with(verdict.rows, tables.MINUTE_BARS, source=source.name))
+    have = set(between(data, last, last)["symbol"].to_pylist())
+    late = [(symbol, last) for symbol in arrival.symbols if symbol not in have | arrival.waiting_symbols]
+    arrival.judge(data, late)
+    yield arrival.came_check()
 
     from quant_assets.market import plots
 
     metadata: dict[str, object] = {
         "minutes": data.num_rows,
-        **_came_metadata(status, None),
+        **arrival.metadata(),
         "preview": table_preview(data),
     }
     if data.num_rows:
         metadata["day"] = figure_markdown(plots.spread_figure(data), "Spread and volume over the day")
     show(context, metadata)
     yield dg.Output(data, data_version=data_version(data, (first, last)))
+    arrival.stored()
 
 
 @dg.asset(
@@ -629,23 +407,26 @@ def securities(
     warehouse: dg.ResourceParam[Warehouse],
 ) -> Iterator[dg.AssetCheckResult | dg.Output[pa.Table]]:
     """Fetch and store the security master; its traded symbols become the partitions of what is made symbol by symbol."""
-    rows, waiting = _fetch(source.securities)
-    data = _with(rows, tables.SECURITIES, source=source.name)
-    if waiting:
+    today = CALENDAR.session_of(dt.datetime.now(dt.UTC)) if LAST_SESSION is None else LAST_SESSION
+    arrival = Arrival(
+        context, source, warehouse, "securities", tables.SECURITIES, today, today, overlap=False
+    )
+    data = _with(arrival.fetch(source.securities), tables.SECURITIES, source=source.name)
+    if arrival.waiting:
         known = warehouse.read(tables.SECURITIES)
-        again = _without(data, set(known["symbol"].to_pylist()) & _symbols(waiting))
-        data = tables.SECURITIES.conform(arrivals.keep_waiting(again, known, _symbols(waiting)))
+        held = set(known["symbol"].to_pylist()) & arrival.waiting_symbols
+        again = data.filter(pc.invert(pc.is_in(data["symbol"], pa.array(sorted(held), pa.string()))))
+        data = tables.SECURITIES.conform(arrivals.keep_waiting(again, known, arrival.waiting_symbols))
+    dated = data.append_column("session", pa.repeat(pa.scalar(today), data.num_rows))
+    arrival.judge(dated, [])
     assert SYMBOLS.name is not None
     news_only = set(settings().news_symbols or ()) - set(settings().symbols or ())
     traded = sorted(set(data["symbol"].to_pylist()) - news_only)
     context.instance.add_dynamic_partitions(SYMBOLS.name, traded)
-    yield _every_symbol_came(waiting)
+    yield arrival.came_check()
     yield dg.Output(
         data,
         data_version=data_version(data),
-        metadata={
-            "symbols": data.num_rows,
-            "waiting": markdown_table([{"symbol": w.symbol, "reason": w.reason} for w in waiting]),
-            "preview": table_preview(data),
-        },
+        metadata={"symbols": data.num_rows, **arrival.metadata(), "preview": table_preview(data)},
     )
+    arrival.stored()

@@ -16,7 +16,7 @@ from quant_resources.iceberg import Warehouse
 @dg.asset_check(
     asset=dg.AssetKey(["market", "bars"]),
     name="newest_session",
-    description="The newest stored session is the last one that has closed (or the sample's last).",
+    description="The newest stored session is the last one that has closed (or the sample's last), and none before it is empty.",
 )
 def newest_session(warehouse: dg.ResourceParam[Warehouse]) -> dg.AssetCheckResult:
     """Warns when the table lags behind the exchange."""
@@ -25,11 +25,21 @@ def newest_session(warehouse: dg.ResourceParam[Warehouse]) -> dg.AssetCheckResul
     now = dt.datetime.now(dt.UTC)
     until = LAST_SESSION or now.date()
     closed = [s for s in CALENDAR.sessions(until - dt.timedelta(days=14), until) if CALENDAR.close(s) <= now]
-    newest = pc.max(warehouse.read(tables.BARS, columns=["session"])["session"]).as_py()
+    stored = warehouse.read(tables.BARS, columns=["session"])["session"].unique()
+    newest = pc.max(stored).as_py()
     behind = len([s for s in closed if newest is None or s > newest])
+    have = set(stored.to_pylist())
+    holes = [s for s in CALENDAR.sessions(min(have), newest) if s not in have] if have else []
+    found = [f"{behind} session(s) behind"] if behind else []
+    if holes:
+        found.append(f"{len(holes)} session(s) before the newest have no bar at all, the first {holes[0]}")
     return dg.AssetCheckResult(
-        passed=behind == 0,
+        passed=not found,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{behind} session(s) behind" if behind else "up to date",
-        metadata={"newest": str(newest), "expected": str(closed[-1])},
+        description="; ".join(found) or "up to date",
+        metadata={
+            "newest": str(newest),
+            "expected": str(closed[-1]),
+            "sessions without a bar": ", ".join(map(str, holes[:50])),
+        },
     )

@@ -39,8 +39,8 @@ worlds = st.dictionaries(keys, st.sampled_from([10.0, 11.0, 12.0]), min_size=1)
 def test_after_the_correction_every_stored_session_says_what_the_vendor_says_now(
     stored: dict[tuple[str, dt.date], float], fetched: dict[tuple[str, dt.date], float]
 ) -> None:
-    """What came wins, what did not come again stays, sessions that were never brought in stay away."""
-    known = {day for _, day in stored}
+    """What came wins, what did not come again stays, sessions before the table's first stay away, empty ones after it are filled."""
+    known = {day for day in DAYS if day >= min(day for _, day in stored)}
     expected = {**stored, **{key: price for key, price in fetched.items() if key[1] in known}}
     found = arrivals.corrections(bars(fetched), bars(stored, "earlier"), BARS)
     differing = {key for key, price in fetched.items() if key[1] in known and stored.get(key) != price}
@@ -81,7 +81,10 @@ def test_the_slice_keeps_the_rows_of_symbols_that_wait() -> None:
 
 
 def _coverage(
-    now: dt.datetime, missing: list[tuple[str, dt.date]], waiting: list[Waiting]
+    again: dt.datetime | None,
+    missing: list[tuple[str, dt.date]],
+    waiting: list[Waiting],
+    new: tuple[str, ...] = (),
 ) -> dict[str, dict]:
     rows = arrivals.coverage(
         "bars",
@@ -92,26 +95,39 @@ def _coverage(
         DAYS[0],
         DAYS[-1],
         CLOSE,
-        now,
+        again,
+        new,
     )
     assert pa.Table.from_pylist(rows, schema=COVERAGE.arrow_schema).num_rows == 3
     return {str(row["symbol"]): row for row in rows}
 
 
 def test_each_symbol_has_a_status_and_the_time_to_ask_again() -> None:
-    now, tomorrow = CLOSE + dt.timedelta(hours=1), CLOSE + dt.timedelta(hours=8)
-    rows = _coverage(now, [("C", DAYS[-1])], [Waiting("B", "25 of 25 requests of today are used", tomorrow)])
+    soon, tomorrow = CLOSE + dt.timedelta(minutes=30), CLOSE + dt.timedelta(hours=8)
+    rows = _coverage(
+        soon, [("C", DAYS[-1])], [Waiting("B", "25 of 25 requests of today are used", tomorrow)], ("A",)
+    )
     assert (rows["A"]["status"], rows["A"]["rows"], rows["A"]["newest_session"]) == ("complete", 5, DAYS[-1])
+    assert "run chain_job for its history" in str(rows["A"]["note"])
     assert (rows["B"]["status"], rows["B"]["retry_at"]) == ("waiting", tomorrow)
     assert "25 requests" in str(rows["B"]["note"])
-    assert (rows["C"]["status"], rows["C"]["retry_at"]) == ("late", now + dt.timedelta(minutes=30))
+    assert (rows["C"]["status"], rows["C"]["retry_at"]) == ("late", soon)
 
 
-def test_twelve_hours_after_the_close_a_missing_bar_is_missing_and_nobody_asks_again() -> None:
-    rows = _coverage(CLOSE + dt.timedelta(hours=12), [("C", DAYS[-1])], [])
+def test_what_is_late_too_long_or_was_never_there_is_missing_and_nobody_asks_again() -> None:
+    rows = _coverage(None, [("C", DAYS[-1])], [])
     assert (rows["C"]["status"], rows["C"]["retry_at"]) == ("missing", None)
-    early = _coverage(CLOSE + dt.timedelta(hours=1), [("C", DAYS[0])], [])
+    early = _coverage(CLOSE, [("C", DAYS[0])], [])
     assert early["C"]["status"] == "missing", "an old session is not late"
+    assert rows["B"]["status"] == "missing"
+    assert "misspelt" in str(rows["B"]["note"])
+
+
+def test_a_vendor_with_few_requests_is_asked_less_often_and_a_dead_one_seldom() -> None:
+    hour = dt.timedelta(hours=1)
+    assert arrivals.ask_again_after(hour, None) == dt.timedelta(minutes=30)
+    assert arrivals.ask_again_after(hour, 25) == 3 * hour
+    assert arrivals.ask_again_after(13 * hour, None) == 6 * hour
 
 
 def _waits(symbol: str, first: dt.date, last: dt.date) -> dict[str, object]:
@@ -125,7 +141,10 @@ def test_what_waited_is_forgotten_when_a_later_run_brought_it_and_only_then() ->
         _waits("B", DAYS[4], DAYS[4]),
     ]
     kept = arrivals.still_waiting(before, now, DAYS[1], DAYS[4])
-    assert kept == [before[1], before[2]], "B waits again; A's older session was not asked for"
+    assert kept == [before[1], before[2]], "B waits again; A's older session was not stored"
+    assert arrivals.still_waiting(before, now, None, DAYS[4]) == before, (
+        "a run that stored nothing brought nothing"
+    )
 
 
 def test_news_that_have_not_come_take_the_bars_out_of_what_is_computed() -> None:

@@ -12,7 +12,9 @@ import pytest
 from quant_assets.definitions import build_defs, table_specs
 from quant_assets.launch import QUIET, RANGE_TAGS
 from quant_assets.market import arrivals, assets
+from quant_assets.market.live import Arrival
 from quant_assets.market.tables import BARS, COVERAGE, NEWS
+from quant_assets.partitions import settings
 from quant_resources.iceberg import TableSpec, Warehouse
 from quant_resources.io_manager import IcebergIOManager
 from quant_resources.sources import SourceError, SourceIncomplete, SourceUnavailable, Waiting
@@ -91,9 +93,19 @@ class House:
         rows = self.warehouse.read(COVERAGE, only=dataset).to_pylist()
         return {(row["symbol"], row["last_session"]): row for row in rows}
 
-    def tick(self) -> dg.SensorResult | dg.SkipReason:
-        context = dg.build_sensor_context(instance=self.instance, resources={"warehouse": self.warehouse})
+    def tick(self, cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:
+        context = dg.build_sensor_context(
+            instance=self.instance, resources={"warehouse": self.warehouse}, cursor=cursor
+        )
         return waiting_symbols_sensor(context)
+
+    def why_not(self) -> str:
+        """Why a tick launches nothing."""
+        decision = self.tick()
+        if isinstance(decision, dg.SensorResult):
+            assert not decision.run_requests
+            decision = decision.skip_reason or dg.SkipReason("")
+        return str(decision.skip_message)
 
 
 @pytest.fixture
@@ -211,9 +223,7 @@ def test_quota_used_up_in_the_middle_keeps_what_came_and_the_next_run_completes_
     assert house.run(FIRST, LAST).success
     assert house.warehouse.read(BARS).num_rows == 3 * len(sessions)
     assert {row["status"] for row in house.coverage().values()} == {"complete"}
-    again = house.tick()
-    assert isinstance(again, dg.SkipReason)
-    assert "no symbol waits" in again.skip_message
+    assert "no symbol waits" in house.why_not()
 
 
 def test_symbols_that_wait_keep_the_rows_that_they_had(house: House) -> None:
@@ -245,17 +255,16 @@ def test_a_late_session_fails_the_night_and_is_tried_again_every_half_hour(
     assert house.run(FIRST, LAST).success
     house.vendor.unpublished = {("IBM", NIGHT)}
     monkeypatch.setattr(arrivals, "LATE_FOR", dt.timedelta(days=365 * 100))
+    monkeypatch.setattr(arrivals, "LATE_AGAIN_LIMITED", dt.timedelta(minutes=30))
     result = house.run(NIGHT, NIGHT)
     assert not result.success
     assert "may not have published them yet" in _failure(result)
     assert house.coverage()["IBM", NIGHT]["status"] == "late"
     assert house.coverage()["IBM", NIGHT]["retry_at"] > dt.datetime.now(dt.UTC)
-    waits = house.tick()
-    assert isinstance(waits, dg.SkipReason)
-    assert "1 symbol(s) wait until" in waits.skip_message
+    assert f"3 symbol(s) of {NIGHT}:{NIGHT} wait until" in house.why_not()
     house.vendor.unpublished = set()
     assert house.run(NIGHT, NIGHT).success
-    assert isinstance(house.tick(), dg.SkipReason)
+    assert "no symbol waits" in house.why_not()
     assert ("IBM", NIGHT) in house.coverage()
 
 
@@ -271,20 +280,18 @@ def test_a_night_that_was_cut_short_is_completed_by_the_next_one(house: House) -
     assert {row["status"] for row in house.coverage().values()} == {"complete"}
 
 
-def test_a_vendor_that_is_down_is_tried_again_and_a_wrong_key_is_not() -> None:
-    from quant_assets.market.assets import _fetch
-
-    vendor = Vendor()
-    vendor.down = True
+def test_a_vendor_that_is_down_is_tried_again_and_a_wrong_key_is_not(house: House) -> None:
+    house.vendor.down = True
+    arrival = Arrival(dg.build_asset_context(), house.vendor, house.warehouse, "bars", BARS, NIGHT, NIGHT)
     with pytest.raises(dg.Failure, match="did not come after 6 attempts") as passing:
-        _fetch(vendor.bars, NIGHT, NIGHT)
+        arrival.fetch(house.vendor.bars, NIGHT, NIGHT)
     assert passing.value.allow_retries
 
     def refused(first: dt.date, last: dt.date) -> pa.Table:
         raise SourceError("vendor: the key is not known")
 
     with pytest.raises(dg.Failure, match="the key is not known") as final:
-        _fetch(refused, NIGHT, NIGHT)
+        arrival.fetch(refused, NIGHT, NIGHT)
     assert not final.value.allow_retries
 
 
@@ -319,3 +326,126 @@ def test_sentiment_of_symbols_whose_news_wait_is_made_when_they_have_come(house:
         instance=house.instance, partition_key=str(NIGHT), run_config=QUIET
     ).success
     assert symbols(SENTIMENT) == symbols(PEER_FEATURES) == set(SYMBOLS)
+
+
+def _down(house: House, first: dt.date, last: dt.date) -> None:
+    """A run on a vendor that cannot be reached; the retries of the policy are left out."""
+    house.vendor.down = True
+    arrival = Arrival(dg.build_asset_context(), house.vendor, house.warehouse, "bars", BARS, first, last)
+    with pytest.raises(dg.Failure):
+        arrival.fetch(house.vendor.bars, first, last)
+    house.vendor.down = False
+
+
+def test_a_night_without_the_vendor_is_due_again_and_the_next_night_fills_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANT_SYMBOLS", ",".join(SYMBOLS))
+    settings.cache_clear()
+    try:
+        assert house.run(FIRST, LAST).success
+        _down(house, NIGHT, NIGHT)
+        assert {row["status"] for (_, last), row in house.coverage().items() if last == NIGHT} == {"waiting"}
+        assert "wait until" in house.why_not()
+        assert house.run(NEXT, NEXT).success
+        assert all(len(house.close(symbol, NIGHT)) == 1 for symbol in SYMBOLS), "the overlap brought it"
+        assert "no symbol waits" in house.why_not()
+    finally:
+        settings.cache_clear()
+
+
+def test_a_session_that_comes_under_later_ones_makes_their_features_again(house: House) -> None:
+    defs = build_defs({"source": house.vendor, "warehouse": house.warehouse})
+    job = dg.define_asset_job("both", selection=dg.AssetSelection.groups("market", "features"))
+    whole = dg.Definitions.merge(defs, dg.Definitions(jobs=[job])).resolve_job_def("both")
+    tags = dict(zip(RANGE_TAGS, (str(FIRST), str(LAST)), strict=True))
+    assert whole.execute_in_process(instance=house.instance, tags=tags, run_config=QUIET).success
+    night = defs.resolve_job_def("daily_signals_job").get_subset(
+        asset_selection={dg.AssetKey(["market", "bars"]), dg.AssetKey(["features", "technical"])}
+    )
+    house.vendor.overlap_sessions = 0
+
+    def run(session: dt.date) -> None:
+        assert night.execute_in_process(
+            instance=house.instance, partition_key=str(session), run_config=QUIET
+        ).success
+
+    run(NEXT)
+    before = dg.evaluate_automation_conditions(defs, house.instance)
+    run(NIGHT)
+    after = dg.evaluate_automation_conditions(defs, house.instance, cursor=before.cursor)
+    assert str(NEXT) in after.get_requested_partitions(dg.AssetKey(["features", "technical"]))
+
+
+def test_the_sensor_tries_again_what_a_run_did_not_bring_about_each_time_later(house: House) -> None:
+    house.vendor.used_up = set(SYMBOLS)
+    assert not house.run(NIGHT, NIGHT).success
+    first = house.tick()
+    assert isinstance(first, dg.SensorResult)
+    (one,) = first.run_requests or []
+    waits = house.tick(first.cursor)
+    assert isinstance(waits, dg.SensorResult)
+    assert not waits.run_requests
+    assert "attempt 1 brought nothing about, again in" in str(waits.skip_reason)
+    # An hour later, in the sensor's memory.
+    earlier = first.cursor.replace('"at": ', '"at": -')  # type: ignore[union-attr]
+    second = house.tick(earlier)
+    assert isinstance(second, dg.SensorResult)
+    (two,) = second.run_requests or []
+    assert one.run_key != two.run_key, "a run key that was used would launch nothing"
+    assert one.partition_key == two.partition_key == str(NIGHT)
+
+
+def test_coverage_says_complete_only_once_the_rows_are_committed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Warehouse, spec: TableSpec, *given: object, **more: object) -> object:
+        if spec.name == BARS.name:
+            raise OSError(28, "No space left on device")
+        return honest(self, spec, *given, **more)
+
+    honest = Warehouse.write
+    monkeypatch.setattr(Warehouse, "write", full)
+    assert not house.run(FIRST, LAST).success
+    assert not house.warehouse.exists(COVERAGE)
+    monkeypatch.setattr(Warehouse, "write", honest)
+    assert house.run(FIRST, LAST).success
+    assert {row["status"] for row in house.coverage().values()} == {"complete"}
+
+
+def test_a_symbol_that_was_taken_out_is_expected_no_more(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert house.run(FIRST, LAST).success
+    house.vendor.symbols = ("AAPL", "MSFT")
+    assert not house.run(NIGHT, NIGHT).success, "it traded until yesterday"
+    monkeypatch.setenv("QUANT_SYMBOLS", "AAPL,MSFT")
+    settings.cache_clear()
+    try:
+        assert house.run(NIGHT, NIGHT).success
+    finally:
+        settings.cache_clear()
+
+
+def test_overviews_that_wait_are_asked_for_again(house: House) -> None:
+    honest = house.vendor.securities
+    rows = honest()
+    waiting = [Waiting("MSFT", "25 of 25 requests of today are used", TOMORROW)]
+
+    def part() -> pa.Table:
+        raise SourceIncomplete(rows, waiting)
+
+    house.vendor.securities = part  # type: ignore[method-assign]
+    resources = {
+        "source": house.vendor,
+        "warehouse": house.warehouse,
+        "io_manager": IcebergIOManager(house.warehouse, table_specs()),
+    }
+    assert dg.materialize([assets.securities], instance=house.instance, resources=resources).success
+    decision = house.tick()
+    assert isinstance(decision, dg.SensorResult)
+    (request,) = decision.run_requests or []
+    assert request.job_name == "securities_job"
+    house.vendor.securities = honest  # type: ignore[method-assign]
+    assert dg.materialize([assets.securities], instance=house.instance, resources=resources).success
+    assert "no symbol waits" in house.why_not()
