@@ -440,16 +440,18 @@ def test_an_ablation_is_a_table_a_sentence_and_a_figure_and_the_same_again(
     (check,) = first.get_asset_check_evaluations()
     assert (check.check_name, check.passed, check.blocking) == ("no_suspicious_sentiment_gain", True, True)
     found = elsewhere.read(tables.SENTIMENT_ABLATION)
-    assert found.num_rows == 24
+    assert found.num_rows == 28
     shared = found.to_pylist()[0]
     assert (shared["seeds"], shared["news_source"], shared["session"]) == (2, "simulated", chain.nights[-1])
+    assert shared["sessions"] * len(chain.symbols) == shared["rows"]
+    assert shared["hindsight_share"] == 1, "the sample's lists of competitors are of 2013"
     (shown,) = first.asset_materializations_for_node("backtests__sentiment_ablation")
     view = ablation_view(elsewhere)
     assert view is not None
     assert shown.metadata["conclusion"].value == view.conclusion
-    assert [row["rung"] for row in view.rows[::6]] == list(RUNGS)
+    assert [row["rung"] for row in view.rows[::7]] == list(RUNGS)
     assert shown.metadata["differences of the AUC"].value.startswith("![")
-    assert shown.metadata["differences"].value.count("\n") == 1 + 18
+    assert shown.metadata["differences"].value.count("\n") == 1 + 21
     assert ablated(chain, elsewhere).success
     assert elsewhere.read(tables.SENTIMENT_ABLATION).equals(found)
 
@@ -473,6 +475,37 @@ def test_the_last_rung_is_judged_like_the_registered_model(chain: Any, elsewhere
         assert stored["industry", side]["value"] == pytest.approx(
             metrics[f"out_of_sample.{side}.auc"], abs=0.01
         )
+
+
+def test_the_strategy_takes_the_bracket_that_the_labels_were_made_with(
+    elsewhere: Warehouse, chain: Any, tmp_path: Path
+) -> None:
+    """As live signals do: a target twice the stop breaks even at a third, so more probabilities lie above it."""
+    warehouse = Warehouse(tmp_path)
+    for spec in READ:
+        warehouse.write(spec, elsewhere.read(spec))
+    assert ablated(chain, warehouse).success
+    before = {
+        (r["rung"], r["measure"], r["side"]): r for r in warehouse.read(tables.SENTIMENT_ABLATION).to_pylist()
+    }
+    outcomes = elsewhere.read(LABELS)
+    for name, value in (("profit_target_pct", 4.0), ("stop_loss_pct", 2.0)):
+        at = outcomes.column_names.index(name)
+        outcomes = outcomes.set_column(
+            at, outcomes.schema.field(at), pa.array([value] * outcomes.num_rows, pa.float64())
+        )
+    warehouse.write(LABELS, outcomes)
+    result = ablated(chain, warehouse)
+    (shown,) = result.asset_materializations_for_node("backtests__sentiment_ablation")
+    bracket = shown.metadata["bracket of labels and strategy"].value
+    assert "4" in bracket
+    assert "2" in bracket
+    for row in warehouse.read(tables.SENTIMENT_ABLATION).to_pylist():
+        was = before[row["rung"], row["measure"], row["side"]]
+        if row["measure"] == "trades":
+            assert row["value"] != was["value"]
+        if row["measure"] == "auc":
+            assert row["value"] == was["value"]
 
 
 def test_a_join_that_leaks_is_caught_and_nothing_is_stored(

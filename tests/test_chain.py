@@ -28,6 +28,7 @@ from quant_assets.environments.portfolio import PortfolioEpisodes, PortfolioPara
 from quant_assets.features import tables as feature_tables
 from quant_assets.launch import QUIET
 from quant_assets.market import tables as market_tables
+from quant_assets.models.assets import mlp_sentiment
 from quant_assets.models.feature_sets import FEATURE_TABLES
 from quant_assets.models.mlp import OnnxMlp
 from quant_assets.models.portfolio_market import read_portfolio_market
@@ -512,3 +513,71 @@ def test_housekeeping_keeps_every_row(chain: Any) -> None:
     for spec in TABLES:
         assert len(chain.warehouse.snapshots(spec)) == 1, spec.name
         assert chain.read(spec).equals(before[spec.name]), spec.name
+
+
+# -- news that know tomorrow -------------------------------------------------------------------------------------------
+
+
+def test_what_a_leak_has_taught_is_registered_and_never_serves(
+    tmp_path: Path,
+    sample_technical: pa.Table,
+    sample_sentiment: pa.Table,
+    sample_labels: pa.Table,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A column of the sentiment holds the label: no first champion comes of it, and the one that there is stays."""
+    elsewhere = settings().model_copy(update={"home": tmp_path})
+    monkeypatch.setattr("quant_assets.models.assets.settings", lambda: elsewhere)
+    warehouse, registry = Warehouse(tmp_path), ModelRegistry(tmp_path)
+    last = dt.date(2001, 12, 31)
+    honest = sample_sentiment.filter(pc.less_equal(sample_sentiment["session"], last))
+    outcomes = sample_labels.filter(pc.less_equal(sample_labels["known_session"], last))
+    warehouse.write(
+        feature_tables.TECHNICAL, sample_technical.filter(pc.less_equal(sample_technical["session"], last))
+    )
+    warehouse.write(feature_tables.LABELS, outcomes)
+    will = {(r["symbol"], r["session"]): 2.0 * r["long"] - r["short"] for r in outcomes.to_pylist()}
+    keys = zip(honest["symbol"].to_pylist(), honest["session"].to_pylist(), strict=True)
+    at = honest.column_names.index("sentiment_sma_1")
+    column = pa.array([will.get(key, 0.0) for key in keys], pa.float64())
+    knowing = honest.set_column(at, honest.schema.field(at), column)
+
+    def trained(sentiment: pa.Table) -> dg.AssetCheckEvaluation:
+        """The suspicious check of a training."""
+        warehouse.write(feature_tables.SENTIMENT, sentiment)
+        with dg.DagsterInstance.ephemeral() as instance:
+            result = dg.materialize(
+                [mlp_sentiment],
+                instance=instance,
+                resources={"warehouse": warehouse, "registry": registry},
+                run_config={
+                    **QUIET,
+                    "ops": {"models__mlp_sentiment": {"config": {"max_epochs": 12}}},
+                },
+                raise_on_error=False,
+            )
+        (check,) = (
+            e for e in result.get_asset_check_evaluations() if e.check_name == "no_suspicious_sentiment_gain"
+        )
+        return check
+
+    def tags(version: int) -> dict[str, str]:
+        return registry.client.get_model_version("mlp_sentiment", str(version)).tags
+
+    check = trained(knowing)
+    assert (check.passed, check.blocking, check.severity) == (False, True, dg.AssetCheckSeverity.ERROR)
+    assert "news lift the AUC of long by +0." in str(check.description)
+    assert registry.find("mlp_sentiment") is None
+    challenger = registry.find("mlp_sentiment", "challenger")
+    assert challenger is not None
+    assert challenger.version == 1
+    assert tags(1)["gate"] == "failed"
+    assert "look for a leak in the join: the challenger stays challenger" in tags(1)["gate_reason"]
+
+    assert trained(honest).passed
+    assert registry.champion("mlp_sentiment").version == 2
+    assert not trained(knowing).passed
+    assert registry.champion("mlp_sentiment").version == 2, (
+        "better than the champion by far, and for no good reason"
+    )
+    assert "look for a leak" in tags(3)["gate_reason"]

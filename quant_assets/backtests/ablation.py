@@ -5,19 +5,21 @@ not belong here: reading tables (`ablation_assets.py`), the network (`quant_asse
 (`quant_assets/models/evaluation.py`), drawing (`plots.py`, `pages`).
 
 Each rung adds one kind of inputs to those of the rung before. All rungs have the same rows, windows, hyperparameters and seeds, so
-that a difference between two of them is one of inputs. Intervals come from one set of resamples of blocks of sessions: what two
-rungs share on the same sessions cancels in their difference. They are those of a mean over the seeds that were trained, and `seed_sd`
-tells how much one training differs from the next.
+what differs between two of them is the inputs, and with them what each network made of its initial weights. Intervals come from one
+set of resamples of blocks of sessions: what two rungs share on the same sessions cancels in their difference. The plain ones are those
+of the networks that were trained, and `seed_sd` tells how much one training differs from the next.
 
-Twelve differences are looked at (three steps, two sides, AUC and Brier score), and with so many the interval of at least
-one lies above 0 by luck in every third ladder of noise. So the sentence reads joint intervals: as wide as it takes for all of them to hold at once in 95 %
-(Bonferroni), from the resamples' standard deviation, because 400 resamples have too few in their tails.
+The sentence reads joint intervals. Twelve differences are looked at (three steps, two sides, AUC and Brier score), so they are as wide
+as it takes for all of them to hold at once in 95 % (Bonferroni). They allow for other sessions and for other seeds, by Student's
+quantile (`evaluation.student_reach`). Without four blocks of sessions, or with one seed, there are none, and the sentence says so.
+
+The strategy enters above the break-even probability of its bracket on every rung. Probabilities of one rung spread wider than those of
+another, so rungs trade differently often, and what the strategy earns compares that as well as the inputs; `trades` tells it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics as moments
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +28,7 @@ import numpy as np
 
 from quant_assets.backtests import statistics
 from quant_assets.backtests.engine import Account, Costs
-from quant_assets.backtests.portfolio import Window, run_backtest
+from quant_assets.backtests.portfolio import Backtest, Window, run_backtest
 from quant_assets.features.tables import (
     COMPETITOR_INPUTS,
     INDUSTRY_INPUTS,
@@ -36,6 +38,7 @@ from quant_assets.features.tables import (
 from quant_assets.market.series import BarSeries
 from quant_assets.models import evaluation
 from quant_assets.models.dataset import Dataset, Windows
+from quant_assets.models.gate import FEWEST_BLOCKS
 from quant_assets.models.mlp import MlpParameters, train
 from quant_assets.strategies.strategy import Strategy
 
@@ -49,13 +52,16 @@ RUNGS: dict[str, tuple[str, ...]] = {
 FIRST_RUNG = next(iter(RUNGS))
 SIDES = ("long", "short")
 BOTH = "both"
-AUC, BRIER_GAIN, SHARPE, TOTAL_RETURN = "auc", "brier_gain", "sharpe", "total_return"
+AUC, BRIER_GAIN, SHARPE, TOTAL_RETURN, TRADES = "auc", "brier_gain", "sharpe", "total_return", "trades"
 # What the sentence is about: how well probabilities rank, and how far they lie from what happened.
 JUDGED = (AUC, BRIER_GAIN)
 # What somebody who knows nothing reaches.
 NOTHING = {AUC: 0.5, BRIER_GAIN: 0.0}
-NAMES = {AUC: "AUC", BRIER_GAIN: "Brier gain", SHARPE: "Sharpe ratio", TOTAL_RETURN: "total return"}
+NAMES = {AUC: "AUC", BRIER_GAIN: "Brier gain"}
 CONFIDENCE = 0.95
+FEWEST_SESSIONS = FEWEST_BLOCKS * evaluation.BLOCK_SESSIONS
+# One training does not tell how far the next would be from it.
+FEWEST_SEEDS = 2
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,14 @@ class Estimate:
 
     Attributes:
         rung: of `RUNGS`.
-        measure: auc; brier_gain: the base rate's Brier score less the model's; sharpe: annual; total_return: fraction.
+        measure: auc; brier_gain: the base rate's Brier score less the model's; sharpe: annual; total_return: fraction; trades:
+            their number.
         side: long, short, or both.
         value: mean over the seeds; NaN where one is undefined.
         seed_sd: standard deviation over the seeds; NaN for one.
         ensemble: of the mean of the seeds' probabilities.
         estimated: what `draws` are of: `value` of the classifier's measures, `ensemble` of the strategy's.
-        draws: the same on each resample, shape (resamples,); NaN where undefined.
+        draws: the same on each resample, shape (resamples,); NaN where undefined, and of the number of trades, which is counted.
     """
 
     rung: str
@@ -193,40 +200,44 @@ def strategy_estimates(
     seed: int,
     resamples: int = evaluation.RESAMPLES,
 ) -> list[Estimate]:
-    """Sharpe ratio and total return, net of costs, of trading each rung; the intervals are those of the mean probability.
+    """Sharpe ratio and total return, net of costs, and number of trades of each rung; intervals are those of the mean probability.
 
     Args:
         said: rung -> probabilities, shape (seeds, rows, 2).
         symbols, sessions: of the rows, shape (rows,); sessions as `datetime64[D]`.
-        strategy: takes probabilities.
+        strategy: takes probabilities; its thresholds are the same for every rung.
         series: bars by symbol.
         window: sessions to trade; the model was trained on none of them.
         costs, account: of the engine.
         seed, resamples: of the intervals.
     """
 
-    def equity_of(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def traded(probability: np.ndarray) -> Backtest:
         placed = {
             name: _on_bars(bars, symbols == name, sessions, probability) for name, bars in series.items()
         }
-        run = run_backtest(strategy, series, window, placed, costs, account)
-        return run.sessions, run.equity
+        return run_backtest(strategy, series, window, placed, costs, account)
 
     estimates = []
     for rung, probability in said.items():
-        paths = [equity_of(one)[1] for one in probability]
-        axis, ensemble = equity_of(probability.mean(axis=0))
-        returns = statistics.period_returns(ensemble)
-        weights = evaluation.session_resamples(axis[1:], seed, resamples)
+        by_seed, ensemble = [traded(one) for one in probability], traded(probability.mean(axis=0))
+        returns = statistics.period_returns(ensemble.equity)
+        weights = evaluation.session_resamples(ensemble.sessions[1:], seed, resamples)
         for measure, of_equity, draws_of in (
             (SHARPE, _sharpe, sharpe_draws),
             (TOTAL_RETURN, statistics.total_return, total_return_draws),
         ):
-            values = np.array([of_equity(path) for path in paths])
-            estimated = float(of_equity(ensemble))
+            values = np.array([of_equity(run.equity) for run in by_seed])
+            estimated = float(of_equity(ensemble.equity))
             value = float(values.mean())
             draws = draws_of(returns, weights)
             estimates.append(Estimate(rung, measure, BOTH, value, _sd(values), estimated, estimated, draws))
+        counts, count = (
+            np.array([float(run.trades.num_rows) for run in by_seed]),
+            float(ensemble.trades.num_rows),
+        )
+        none = np.full(resamples, np.nan)
+        estimates.append(Estimate(rung, TRADES, BOTH, float(counts.mean()), _sd(counts), count, count, none))
     return estimates
 
 
@@ -280,21 +291,36 @@ def _sd(values: np.ndarray) -> float:
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
-def ladder_rows(estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
+def ladder_rows(estimates: Sequence[Estimate], sessions: int, seeds: int) -> list[dict[str, Any]]:
     """One row per rung, measure and side: level, difference to the rung before, difference to `technical`.
 
     Every difference is paired: taken on each resample, then its interval. Undefined numbers are None, and so is an interval where more
-    than one in twenty resamples is undefined.
+    than one in twenty resamples is undefined. Joint bounds are None with fewer than `FEWEST_SESSIONS` sessions, and with one
+    seed; those of the gain over `technical`, by which a leak is found, allow for the sessions alone then.
 
     Args:
         estimates: all of the same resamples, by measure and side.
+        sessions: labelled out-of-sample sessions.
+        seeds: trainings of each rung.
 
     Returns:
         Columns as `backtests.tables.SENTIMENT_ABLATION`, without what all of its rows share.
     """
     order = list(RUNGS)
     judged = [one for one in estimates if one.measure in JUDGED]
-    levels, steps = len(judged), sum(one.rung != FIRST_RUNG for one in judged)
+    levels, differences = len(judged), sum(one.rung != FIRST_RUNG for one in judged)
+    blocks = sessions // evaluation.BLOCK_SESSIONS
+
+    def joint(
+        prefix: str, value: float, draws: np.ndarray, sds: Sequence[float], comparisons: int
+    ) -> dict[str, float]:
+        """Bounds that hold together with those of all other comparisons; NaN where there are none."""
+        reach = float("nan")
+        if comparisons and blocks >= FEWEST_BLOCKS:
+            confidence = 1 - (1 - CONFIDENCE) / comparisons
+            reach = evaluation.student_reach(draws, blocks, confidence, sds, seeds)
+        return {f"{prefix}joint_low": value - reach, f"{prefix}joint_high": value + reach}
+
     found = {(one.rung, one.measure, one.side): one for one in estimates}
     rows = []
     for one in sorted(estimates, key=lambda one: order.index(one.rung)):
@@ -308,16 +334,20 @@ def ladder_rows(estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
             "value": one.value,
             "seed_sd": one.seed_sd,
             "ensemble": one.ensemble,
+            "sessions": sessions,
+            "seeds": seeds,
         }
         row |= _bounds("", one.draws)
-        row |= _joint("", one.estimated, one.draws, levels if one.measure in JUDGED else 0)
+        row |= joint("", one.estimated, one.draws, [one.seed_sd], levels if one.measure in JUDGED else 0)
         for name, other in (("step", order[max(position - 1, 0)]), ("gain", FIRST_RUNG)):
             base = found[other, one.measure, one.side] if position else None
             difference = one.estimated - base.estimated if base else float("nan")
             draws = one.draws - base.draws if base else np.full(1, np.nan)
             row |= {name: difference, **_bounds(f"{name}_", draws)}
-            if name == "step":
-                row |= _joint("step_", difference, draws, steps if base and one.measure in JUDGED else 0)
+            sds = [one.seed_sd, base.seed_sd] if base and (name == "step" or seeds >= FEWEST_SEEDS) else []
+            row |= joint(
+                f"{name}_", difference, draws, sds, differences if base and one.measure in JUDGED else 0
+            )
         rows.append({key: _defined(value) for key, value in row.items()})
     return rows
 
@@ -329,15 +359,6 @@ def _bounds(prefix: str, draws: np.ndarray) -> dict[str, float]:
     enough = len(known) >= CONFIDENCE * len(draws)
     low, high = np.quantile(known, [tail, 1 - tail]) if enough else (np.nan, np.nan)
     return {f"{prefix}low": float(low), f"{prefix}high": float(high)}
-
-
-def _joint(prefix: str, value: float, draws: np.ndarray, comparisons: int) -> dict[str, float]:
-    """Bounds that hold together with those of all other comparisons; NaN where there is none."""
-    reach, known = float("nan"), draws[np.isfinite(draws)]
-    if comparisons and len(known) >= CONFIDENCE * len(draws):
-        z = moments.NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / (2 * comparisons))
-        reach = z * float(known.std())
-    return {f"{prefix}joint_low": value - reach, f"{prefix}joint_high": value + reach}
 
 
 def _defined(value: Any) -> Any:
@@ -352,7 +373,19 @@ def suspicious_rows(rows: Sequence[Mapping[str, Any]], limit: float) -> list[Map
     return [
         row
         for row in rows
-        if row["measure"] == AUC and row["gain_low"] is not None and row["gain_low"] > limit
+        if row["measure"] == AUC and row["gain_joint_low"] is not None and row["gain_joint_low"] > limit
+    ]
+
+
+def doubtful_rows(rows: Sequence[Mapping[str, Any]], limit: float) -> list[Mapping[str, Any]]:
+    """Rungs whose AUC exceeds that of `technical` by more than `limit`, where too few sessions leave open whether by luck."""
+    return [
+        row
+        for row in rows
+        if row["measure"] == AUC
+        and row["sessions"] < FEWEST_SESSIONS
+        and row["gain"] is not None
+        and row["gain"] > limit
     ]
 
 
@@ -360,8 +393,15 @@ def conclusion(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the intervals allow to say, in one to three sentences.
 
     Args:
-        rows: of `ladder_rows`.
+        rows: of `ladder_rows`, or of the stored table.
     """
+    sessions, seeds = rows[0]["sessions"], rows[0]["seeds"]
+    if sessions is None:  # stored before the joint intervals knew of seeds and of few sessions
+        return "Its intervals were too narrow to say anything beyond doubt: materialize backtests/sentiment_ablation again."
+    if sessions < FEWEST_SESSIONS:
+        return f"Too few sessions to say anything beyond doubt: {sessions} out of sample, and {FEWEST_SESSIONS} are needed."
+    if seeds < FEWEST_SEEDS:
+        return f"Too few seeds to say anything beyond doubt: {seeds}, and {FEWEST_SEEDS} are needed to tell inputs from luck in training."
     judged = [row for row in rows if row["measure"] in JUDGED]
     steps = [row for row in judged if row["position"] > 0]
     better = [row for row in steps if row["step_joint_low"] is not None and row["step_joint_low"] > 0]

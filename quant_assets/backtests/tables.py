@@ -274,7 +274,7 @@ SENTIMENT_ABLATION = TableSpec(
             "measure",
             "string",
             "auc; brier_gain: the base rate's Brier score less the model's; sharpe: annual, net of costs; total_return: fraction, net "
-            "of costs",
+            "of costs; trades: of the strategy, their number",
             required=True,
         ),
         Column("side", "string", "long or short; both for what the strategy earned", required=True),
@@ -287,16 +287,24 @@ SENTIMENT_ABLATION = TableSpec(
         Column("seed_sd", "double", "standard deviation over the seeds; null for one"),
         Column("ensemble", "double", "of the mean of the seeds' probabilities"),
         *_interval("", "the value (strategy: of the ensemble)"),
-        Column("joint_low", "double", "bounds that hold together for all rungs, sides, AUC and Brier gain"),
-        Column("joint_high", "double", "bounds that hold together for all rungs, sides, AUC and Brier gain"),
+        *_interval("joint_", "all rungs, sides, AUC and Brier gain together, for other seeds as well"),
         Column(
             "step", "double", "value (strategy: ensemble) less that of the rung before; null on the first"
         ),
         *_interval("step_", "the step"),
-        Column("step_joint_low", "double", "bounds that hold together for all steps of AUC and Brier gain"),
-        Column("step_joint_high", "double", "bounds that hold together for all steps of AUC and Brier gain"),
+        *_interval("step_joint_", "all steps of AUC and Brier gain together, for other seeds as well"),
         Column("gain", "double", "value (strategy: ensemble) less that of technical; null on the first rung"),
         *_interval("gain_", "the gain"),
+        *_interval(
+            "gain_joint_",
+            "all gains of AUC and Brier gain together, for other seeds as well where there are several",
+        ),
+        Column("sessions", "long", "labelled out-of-sample sessions"),
+        Column(
+            "hindsight_share",
+            "double",
+            "share of the rows whose list of competitors is younger than the session, fraction",
+        ),
         Column(
             "news_source", "string", "source of the news; 'simulated' where it is not real", required=True
         ),

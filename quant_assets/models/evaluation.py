@@ -8,12 +8,15 @@ bootstrap over sessions (Kuensch 1989), never over rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 BLOCK_SESSIONS = 20
 RESAMPLES = 400
+# Where more resamples than one in twenty leave a number undefined, the others do not say how far it is off.
+_DEFINED = 0.95
 _CLIP = 1e-7
 
 
@@ -153,6 +156,47 @@ def auc_interval(y: np.ndarray, p: np.ndarray, weights: np.ndarray, confidence: 
     draws = auc_draws(y, p, weights)
     low, high = np.nanquantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(auc(y, p), float(low), float(high))
+
+
+def student_reach(
+    draws: np.ndarray,
+    blocks: int,
+    confidence: float = 0.95,
+    seed_sds: Sequence[float] = (),
+    seeds: int = 1,
+) -> float:
+    """How far a number lies from the ends of its interval, by Student's quantile.
+
+    Two things could have come out differently. Which sessions came: that varies as the resamples do, times sqrt(B / (B - 1)),
+    because what is drawn from B blocks varies about their own mean; B - 1 degrees of freedom. And which seeds the networks were
+    trained with: each mean over the seeds has the variance sd^2 / seeds; seeds - 1 degrees of freedom. The variances are summed, and
+    the sum has the degrees of freedom of Satterthwaite (1946). The quantile of the normal distribution, or the resamples'
+    own quantiles, would be too narrow for few blocks.
+
+    Args:
+        draws: the number on each resample of `session_resamples`, shape (resamples,).
+        blocks: B, how many whole blocks of sessions there are.
+        confidence: of the two-sided interval.
+        seed_sds: standard deviation over the seeds of each mean that the number is made of; of two for a difference. Empty: the
+            interval is that of the networks that were trained.
+        seeds: how many there were.
+
+    Returns:
+        Half the interval's width; NaN for fewer than two blocks, where a standard deviation is unknown, and where more than one
+        resample in twenty is undefined.
+    """
+    from scipy import stats
+
+    known = draws[np.isfinite(draws)]
+    if blocks < 2 or len(known) < _DEFINED * len(draws) or (seed_sds and seeds < 2):
+        return float("nan")
+    parts = [(float(known.var()) * blocks / (blocks - 1), blocks - 1)]
+    parts += [(sd**2 / seeds, seeds - 1) for sd in seed_sds]
+    total = sum(variance for variance, _ in parts)
+    if not total > 0:
+        return total
+    freedom = total**2 / sum(variance**2 / free for variance, free in parts)
+    return float(stats.t.ppf(0.5 + confidence / 2, freedom) * np.sqrt(total))
 
 
 def score(y: np.ndarray, p: np.ndarray) -> dict[str, float]:

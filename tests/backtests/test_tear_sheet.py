@@ -182,6 +182,7 @@ def make_ablation(source: str = "simulated") -> AblationView:
             ("brier_gain", SIDES, -0.001),
             ("sharpe", ("both",), -0.25),
             ("total_return", ("both",), -0.125),
+            ("trades", ("both",), 321.5),
         )
         for side in sides
     ]
@@ -189,10 +190,10 @@ def make_ablation(source: str = "simulated") -> AblationView:
         "session": dt.date(2013, 3, 1),
         "first_session": dt.date(2005, 6, 7),
         "rows": 7939,
-        "seeds": 5,
         "news_source": source,
+        "hindsight_share": 0.25,
     }
-    rows = [{**row, **shared} for row in ladder_rows(estimates)]
+    rows = [{**row, **shared} for row in ladder_rows(estimates, 1944, 5)]
     return AblationView(conclusion(rows), rows)
 
 
@@ -562,6 +563,10 @@ def test_what_alternative_data_add_is_a_section_with_its_numbers(folder: Path) -
     assert "No rung adds anything beyond doubt: of the 12 differences" in page.text
     assert "same 7,939 rows, windows, hyperparameters and 5 seeds; out of sample, 2005-06-07 to" in page.text
     assert "The news are simulated" in page.text
+    assert "In 25.0% of the rows the list of competitors is younger than the session" in page.text
+    assert "so rungs trade differently often, and what the strategy earns compares that as well" in page.text
+    assert "and for networks trained with other seeds on the same rows" in page.text
+    assert "321.5" in page.text
     for row in view.rows:
         if row["measure"] == "auc" and row["position"]:
             assert f"{row['step']:+.4f} [{row['step_low']:+.4f}, {row['step_high']:+.4f}]" in page.text
@@ -569,7 +574,7 @@ def test_what_alternative_data_add_is_a_section_with_its_numbers(folder: Path) -
             assert f"-0.25 [{row['low']:.2f}, {row['high']:.2f}]" in page.text
     facts = read_json(folder / "comparison.json")["sentiment_ablation"]
     assert facts["conclusion"] == view.conclusion
-    assert len(facts["rows"]) == len(view.rows) == 24
+    assert len(facts["rows"]) == len(view.rows) == 28
     assert facts["rows"][0]["first_session"] == "2005-06-07"
     assert facts["rows"][0]["step"] is None
     index = Page(folder.parent / "index.html")
@@ -591,9 +596,11 @@ def test_real_news_are_named_by_their_source_and_undefined_numbers_are_dashes(
     view = make_ablation("alpha_vantage")
     undefined = dict.fromkeys(("value", "seed_sd", "ensemble", "low", "high", "step_low", "step_high"))
     undefined |= dict.fromkeys(("step", "gain", "gain_low", "gain_high"))
+    view = dataclasses.replace(view, rows=[{**row, "hindsight_share": 0.0} for row in view.rows])
     rows = [{**row, **undefined} if row["measure"] in ("auc", "sharpe") else row for row in view.rows]
     page = Page(write_comparison(sheets, tmp_path, dataclasses.replace(view, rows=rows)))
     assert "Source of the news: alpha_vantage." in page.text
+    assert "No list of competitors is younger than the session" in page.text
     assert "simulated" not in page.text
     assert "The AUC is undefined: only one class occurs out of sample." in page.text
 

@@ -21,7 +21,18 @@ MEASURES = {
     "brier_gain": ("Brier score better than the base rate's by", ".5f"),
     "sharpe": ("Annual Sharpe ratio, net of costs", ".2f"),
     "total_return": ("Total return, net of costs", ".1%"),
+    "trades": ("Number of trades", ".1f"),
 }
+READING = (
+    "Brackets: 95 % intervals from resampled blocks of sessions, paired for differences. Of the AUC and the Brier score they are "
+    "those of the networks that were trained, mean over the seeds; of what was earned, those of one strategy on the seeds' mean "
+    "probability, whose own number stands under ensemble, and differences are between ensembles. The sentence above reads wider "
+    "intervals, which hold for all differences together, and for networks trained with other seeds on the same rows."
+)
+FIXED = (
+    "The strategy enters above the break-even probability of its bracket on every rung. Probabilities of one rung spread wider than "
+    "those of another, so rungs trade differently often, and what the strategy earns compares that as well as the inputs."
+)
 
 
 def ablation_section(view: AblationView | None) -> Html:
@@ -32,13 +43,7 @@ def ablation_section(view: AblationView | None) -> Html:
     for measure, (title, form) in MEASURES.items():
         if rows := [row for row in view.rows if row["measure"] == measure]:
             parts += [Html(f"<h3>{title}</h3>"), _table(rows, form)]
-    reading = (
-        "Brackets: 95 % intervals from resampled blocks of sessions, paired for differences. Of the AUC and the Brier score they are "
-        "those of the mean over the seeds; of what was earned, those of one strategy on the seeds' mean probability, whose own number "
-        "stands under ensemble, and differences are between ensembles. The sentence above reads wider intervals, which hold for "
-        "all differences together."
-    )
-    return section(TITLE, *parts, paragraph(reading, "quiet"))
+    return section(TITLE, *parts, paragraph(READING, "quiet"), paragraph(FIXED, "quiet"))
 
 
 def ablation_facts(view: AblationView | None) -> dict[str, Any] | None:

@@ -173,8 +173,9 @@ def ablation_plot(rows: Sequence[Mapping[str, Any]]) -> Plot | Absent:
                 "error_x": {
                     "type": "data",
                     "symmetric": False,
-                    "array": [row[f"{key}_high"] - row[key] for row in mine],
-                    "arrayminus": [row[key] - row[f"{key}_low"] for row in mine],
+                    # A percentile interval need not hold the estimate; a bar cannot be drawn backwards.
+                    "array": [max(row[f"{key}_high"] - row[key], 0.0) for row in mine],
+                    "arrayminus": [max(row[key] - row[f"{key}_low"], 0.0) for row in mine],
                     "thickness": 1.6,
                     "width": 5,
                 },

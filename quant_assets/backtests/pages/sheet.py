@@ -142,6 +142,14 @@ class AblationView:
             f"Each rung adds inputs to those of the rung before: same {first['rows']:,} rows, windows, hyperparameters and "
             f"{first['seeds']} seeds; out of sample, {first['first_session']} to {first['session']}. "
         )
+        share = first["hindsight_share"]
+        if share:
+            said += (
+                f"In {share:.1%} of the rows the list of competitors is younger than the session: who competes was known with "
+                "hindsight. "
+            )
+        elif share is not None:
+            said += "No list of competitors is younger than the session that it was used for. "
         if "simulated" in first["news_source"]:
             return said + "The news are simulated: calibrated to what real news show, without any alpha."
         return said + f"Source of the news: {first['news_source']}."
