@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,10 @@ from quant_resources.sources import MarketSource, SourceError, SourceUnavailable
 
 GOOD, NOTE, BAD = "ok", "note", "FAIL"
 SHOWN_SYMBOLS = 12
+# What a shell reports of a command whose reader went away (128 + SIGPIPE).
+READER_GONE = 141
+# The settings' defaults, which are the limits of a free key at Alpha Vantage.
+FREE_PER_DAY, FREE_PER_MINUTE = 25, 5
 LITTLE_SPACE_GIB = 2.0
 
 
@@ -58,10 +63,12 @@ def findings(settings: Settings) -> Iterator[Finding]:
         yield from _looked("sessions", lambda: _sessions(first, last))
         if source.is_live:
             yield from _looked("quota", lambda: _quota(settings, source))
+            yield from _allowance(settings)
             yield from _looked("request", lambda: _probe(settings, source))
         else:
             yield from _looked("data", lambda: _data(source, first, last))
     yield _peers(settings)
+    yield from _looked("competitors", lambda: _stored_peers(settings))
     yield from _looked("tables", lambda: _tables(settings))
     yield from _looked("endpoints", lambda: _endpoints(settings))
 
@@ -149,12 +156,41 @@ def _quota(settings: Settings, source: MarketSource) -> Finding:
         return Finding(GOOD, "quota", f"{used} requests today, no daily limit, at most {rate}")
     day = f"{used} of {budget.per_day} requests of today are used, {left} are left, at most {rate}"
     if not left:
+        until = budget.closed_until()
+        when = f" before {until:%Y-%m-%d %H:%M} UTC" if until else " now"
         return Finding(
             NOTE,
             "quota",
-            f"{day}: nothing comes before midnight in New York. What came is stored, and waiting_symbols_sensor goes on then",
+            f"{day}: nothing comes{when}. What came is stored, and waiting_symbols_sensor goes on then",
         )
     return Finding(GOOD, "quota", day)
+
+
+def _allowance(settings: Settings) -> Iterator[Finding]:
+    """What the limits of Alpha Vantage mean for a night, and limits that do not belong to the plan."""
+    if settings.source != "alpha_vantage" or settings.archive_only:
+        return
+    per_day, per_minute = settings.alpha_vantage_requests_per_day, settings.alpha_vantage_requests_per_minute
+    traded = set(settings.symbols or ())
+    read = traded | set(settings.news_symbols or ())
+    if per_day and (needed := len(traded) + len(read)) > per_day:
+        yield Finding(
+            NOTE,
+            "quota",
+            f"a night takes {needed} requests ({len(traded)} for bars, {len(read)} for news) and {per_day} a day are allowed: what is left "
+            "over waits for the next day, and every night leaves more. Name fewer symbols in QUANT_SYMBOLS and QUANT_NEWS_SYMBOLS, or take "
+            "a plan with more requests and set QUANT_ALPHA_VANTAGE_REQUESTS_PER_DAY",
+        )
+    if settings.alpha_vantage_plan == "premium" and (
+        per_day == FREE_PER_DAY or per_minute == FREE_PER_MINUTE
+    ):
+        yield Finding(
+            NOTE,
+            "quota",
+            f"QUANT_ALPHA_VANTAGE_PLAN=premium with {per_day or 'any number of'} requests a day and {per_minute:g} a minute: {FREE_PER_DAY} a "
+            f"day and {FREE_PER_MINUTE} a minute are a free key's. Set QUANT_ALPHA_VANTAGE_REQUESTS_PER_DAY=0 and "
+            "QUANT_ALPHA_VANTAGE_REQUESTS_PER_MINUTE to what your plan allows",
+        )
 
 
 def _probe(settings: Settings, source: MarketSource) -> Finding:
@@ -198,6 +234,30 @@ def _peers(settings: Settings) -> Finding:
         )
     where = f"{settings.peers_file}, then " if settings.peers_file else ""
     return Finding(GOOD, "competitors", f"{where}the curated list of the package")
+
+
+def _stored_peers(settings: Settings) -> Finding:
+    name = "market.peers"
+    if not (settings.home / "catalog.db").is_file():
+        return Finding(GOOD, "competitors", "none stored yet (make chain)")
+    from quant_resources.iceberg import Warehouse
+
+    warehouse = Warehouse(settings.home)
+    if name not in warehouse.table_names():
+        return Finding(GOOD, "competitors", "none stored yet (make chain)")
+    rows = (
+        warehouse.catalog.load_table(name).scan(selected_fields=("symbol", "finder")).to_arrow().to_pylist()
+    )
+    stored = {row["symbol"] for row in rows if row["finder"] == settings.peer_finder}
+    others = sorted({row["finder"] for row in rows} - {settings.peer_finder})
+    if others and not stored:
+        return Finding(
+            NOTE,
+            "competitors",
+            f"{name} has lists of {', '.join(others)} and none of QUANT_PEER_FINDER={settings.peer_finder}: competitors' sentiment is 0 until "
+            "market/peers is materialized",
+        )
+    return Finding(GOOD, "competitors", f"lists of {len(stored)} symbol(s) are stored in {name}")
 
 
 def _tables(settings: Settings) -> Finding:
@@ -247,7 +307,16 @@ def _endpoints(settings: Settings) -> Finding:
 
 
 def report(lines: Iterator[Finding]) -> int:
-    """Print the findings as they come; 1 when one is bad."""
+    """Print the findings as they come; 1 when one is bad, `READER_GONE` when nobody reads them any more."""
+    try:
+        return _print(lines)
+    except BrokenPipeError:
+        # Python would write what is left once more on its way out, and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+
+
+def _print(lines: Iterator[Finding]) -> int:
     bad = 0
     for finding in lines:
         bad += finding.state == BAD
@@ -260,7 +329,7 @@ def report(lines: Iterator[Finding]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line. Exit status 0: nothing stands in the way; 1: something does; 2: the settings are wrong."""
+    """Command line. Exit status 0: nothing stands in the way; 1: something does; 2: the settings are wrong; 141: the reader went away."""
     parser = argparse.ArgumentParser(prog="quant", description="quant-assets from a shell.")
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser(

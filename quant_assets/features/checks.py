@@ -157,8 +157,9 @@ def peers_no_look_ahead(
             return dg.AssetCheckResult(
                 passed=False,
                 severity=dg.AssetCheckSeverity.WARN,
-                description=f"{len(violations)} stored value(s) are not what today's lists of competitors and industries give. Nothing looks "
-                "ahead: the rows are older than the lists. Materialize features/peers again for these sessions.",
+                description=f"{len(violations)} stored value(s) differ from what today's lists of competitors, industries and news give for "
+                "these sessions. Today's build does not look ahead; what the stored rows were made of is not shown. Materialize "
+                "features/peers again for these sessions.",
                 metadata={"stale": markdown_table(violations)},
             )
     return _result(proved, violations)
@@ -171,12 +172,13 @@ def peers_no_look_ahead(
     description="Every row uses a list of competitors that is not younger than its session. A warning: where a symbol has no older list, its "
     "first one is used, so who counts as a competitor is known with hindsight (companies that turned out to matter, and none that were "
     "forgotten since); what was said of them is not. A backtest over such sessions may flatter the competitors' sentiment. On the sample "
-    "it always warns: its lists were made at its end, in 2013.",
+    "it always warns: its lists were made at its end, in 2013. It also warns of rows without any list whose symbol has one of another peer "
+    "finder: QUANT_PEER_FINDER was changed and market/peers not materialized since.",
 )
 def competitors_known_then(
     context: dg.AssetCheckExecutionContext, warehouse: dg.ResourceParam[Warehouse]
 ) -> dg.AssetCheckResult:
-    """Share of rows whose list of competitors is younger than the session."""
+    """Share of rows whose list of competitors is younger than the session, or is missing though another finder has one."""
     import pyarrow.compute as pc
 
     sessions = checked_sessions(context, warehouse, tables.PEERS)
@@ -187,12 +189,29 @@ def competitors_known_then(
     )
     younger = rows.filter(pc.greater(rows["peers_as_of"], rows["session"]))
     shown = younger.group_by(["symbol", "peers_as_of"]).aggregate([("session", "min"), ("session", "max")])
+    answers = warehouse.read(market_tables.PEERS)
+    unlisted = rows.filter(
+        pc.and_(pc.is_null(rows["peers_as_of"]), pc.is_in(rows["symbol"], answers["symbol"]))
+    )
+    without = sorted(unlisted["symbol"].unique().to_pylist())
+    told = []
+    if younger.num_rows:
+        told.append(
+            f"{younger.num_rows} of {rows.num_rows} row(s) use a list that was made after their session"
+        )
+    if without:
+        finders = (
+            answers.filter(pc.is_in(answers["symbol"], pa.array(without)))["finder"].unique().to_pylist()
+        )
+        told.append(
+            f"{unlisted.num_rows} of {rows.num_rows} row(s) have no list, though market.peers has one of their symbols "
+            f"({', '.join(without[:10])}; of {', '.join(sorted(finders))}): materialize market/peers with the peer finder that is chosen "
+            "now, then features/peers"
+        )
     return dg.AssetCheckResult(
-        passed=not younger.num_rows,
+        passed=not told,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{younger.num_rows} of {rows.num_rows} row(s) use a list that was made after their session"
-        if younger.num_rows
-        else None,
+        description="; ".join(told) or None,
         metadata={
             "rows": rows.num_rows,
             "share of rows whose list is younger": younger.num_rows / max(rows.num_rows, 1),

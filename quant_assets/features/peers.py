@@ -8,6 +8,7 @@ storage, Dagster.
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -44,6 +45,9 @@ def relations(answers: pa.Table, securities: pa.Table, finder: str | None = None
     An industry is known as it is now, for all sessions: the other symbols with the same `industry`; where no other symbol
     shares it, those with the same `sector`. Letter case and outer spaces do not count, and an empty text matches nobody.
 
+    Share classes of one company (the same `name` in the security master, apart from "Class A" at its end) are neither
+    competitors nor neighbours of one another: they have the same news.
+
     Args:
         answers: `market.peers`.
         securities: `market.securities`.
@@ -56,9 +60,11 @@ def relations(answers: pa.Table, securities: pa.Table, finder: str | None = None
     """
     rows: set[tuple[str, str | None, str, dt.date | None, dt.date]] = set()
     lists: dict[str, dict[dt.date, tuple[dt.date, set[str]]]] = defaultdict(dict)
+    classes = _share_classes(securities)
     for row in answers.sort_by([("as_of", "ascending"), ("finder", "ascending")]).to_pylist():
         if finder is None or row["finder"] == finder:
             named = {peer.strip() for peer in (row["peers"] or "").split(",")} - {"", row["symbol"]}
+            named -= classes.get(row["symbol"], set())
             lists[row["symbol"]][_known_from(row)] = (row["as_of"], named)
     for symbol, of_symbol in lists.items():
         for position, known_from in enumerate(sorted(of_symbol)):
@@ -68,7 +74,8 @@ def relations(answers: pa.Table, securities: pa.Table, finder: str | None = None
             rows |= {(symbol, peer, COMPETITOR, as_of, valid_from) for peer in some}
     of_industry, of_sector = _sharing(securities, "industry"), _sharing(securities, "sector")
     for symbol in set(of_industry) | set(of_sector):
-        for peer in of_industry.get(symbol) or of_sector.get(symbol) or ():
+        same = classes.get(symbol, set())
+        for peer in of_industry.get(symbol, set()) - same or of_sector.get(symbol, set()) - same:
             rows.add((symbol, peer, INDUSTRY, None, ALWAYS))
     ordered = sorted(rows, key=lambda row: (row[0], row[2], row[4], row[1] or ""))
     return pa.Table.from_pylist([dict(zip(RELATIONS.names, r, strict=True)) for r in ordered], RELATIONS)
@@ -79,6 +86,18 @@ def _known_from(answer: dict[str, Any]) -> dt.date:
     midnight = dt.datetime.combine(answer["as_of"], dt.time(), dt.UTC)
     at = max(answer["available_at"], midnight)
     return at.date() if at.time() == dt.time() else at.date() + dt.timedelta(days=1)
+
+
+_CLASS = re.compile(r"[\s,(\-]*\bclass [a-z]\b.*$")
+
+
+def _share_classes(securities: pa.Table) -> dict[str, set[str]]:
+    """The other symbols of the same company, by symbol."""
+    groups: dict[str, set[str]] = defaultdict(set)
+    for row in securities.select(["symbol", "name"]).to_pylist():
+        if name := _CLASS.sub("", (row["name"] or "").strip().casefold()):
+            groups[name].add(row["symbol"])
+    return {symbol: group - {symbol} for group in groups.values() for symbol in group}
 
 
 def _sharing(securities: pa.Table, column: str) -> dict[str, set[str]]:

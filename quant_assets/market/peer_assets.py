@@ -202,7 +202,7 @@ def peers(
     ]
     yield dg.Output(
         data,
-        data_version=data_version(data),
+        data_version=_version(data, peer_finder.name),
         metadata={
             "finder": peer_finder.name,
             "symbols": len(symbols),
@@ -212,6 +212,13 @@ def peers(
             "preview": table_preview(data),
         },
     )
+
+
+def _version(data: pa.Table, finder: str) -> dg.DataVersion:
+    """Identity of the answers and of who counts: another finder over the same table makes other features."""
+    rows = data_version(data)
+    assert rows is not None  # None is for ranges of partitions
+    return dg.DataVersion(f"{rows.value}-{finder}")
 
 
 def _own_as_of(source: MarketSource) -> dt.date:

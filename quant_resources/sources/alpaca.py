@@ -29,7 +29,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from functools import cached_property
 from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
@@ -39,15 +39,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from quant_resources.calendar import NEW_YORK, TradingCalendar
-from quant_resources.sources import BARS, MINUTE_BARS, NEWS, SECURITIES, SourceError
+from quant_resources.sources import (
+    BARS,
+    MINUTE_BARS,
+    NEWS,
+    SECURITIES,
+    SourceError,
+    SourceIncomplete,
+    Waiting,
+)
 from quant_resources.sources import alpaca_documents as documents
-from quant_resources.sources.alpaca_requests import AlpacaRequests
+from quant_resources.sources.alpaca_coverage import (
+    Answer,
+    Wanted,
+    actions_span,
+    asked_span,
+    lacking,
+    minutes_span,
+)
+from quant_resources.sources.alpaca_requests import QUOTE_WINDOW_SECONDS, AlpacaRequests
 from quant_resources.sources.alpaca_rows import (
     between,
     first_versions,
     latest_actions,
     newest,
     of_symbols,
+    quote_instants,
     with_actions,
 )
 from quant_resources.sources.alpaca_wire import TRANSIENT, read_document
@@ -80,7 +97,9 @@ class AlpacaSource:
     """Alpaca behind the `MarketSource` protocol.
 
     Every answer is archived; a second call asks for what has not come. Whatever the vendor refuses is a `SourceError` in its own words;
-    a vendor out of reach is a `SourceUnavailable`. There is no daily quota, so nothing is ever half given.
+    a vendor out of reach is a `SourceUnavailable`. There is no daily quota, so nothing that is asked for is half given. While nothing may
+    be asked (`QUANT_ARCHIVE_ONLY`), symbols whose archived answers, put together, do not reach over all wanted sessions wait: a
+    `SourceIncomplete` names them and holds all of the others.
 
     Args:
         settings: symbols, feed, keys, address, sessions.
@@ -158,15 +177,29 @@ class AlpacaSource:
             return BARS.empty_table()
         before = self.calendar.shift(sessions[0], -1)
         parts = [BARS.empty_table()]
+        days_had: list[Answer] = []
+        actions_had: list[Answer] = []
         # Batch by batch: the sorting and matching of one is done before the next one comes.
         for days, known in (
-            self._archived_bars(first, last) if self.vendor.archive_only else self._ask_bars(sessions)
+            self._archived_bars(first, last, days_had, actions_had)
+            if self.vendor.archive_only
+            else self._ask_bars(sessions)
         ):
             whole = newest(between(days, "session", first, last), ["symbol", "session"])
             parts.append(with_actions(whole, known, before))
         rows = pa.concat_tables(parts)
         if absent := sorted(set(self.symbols) - set(rows["symbol"].unique().to_pylist())):
             logger.warning("alpaca: no bar of %s in %s..%s", ", ".join(absent[:20]), first, last)
+        if self.vendor.archive_only:
+            wanted = [
+                Wanted(s, dt.datetime.combine(s, dt.time(), ZoneInfo(NEW_YORK)), self.calendar.close(s))
+                for s in sessions
+            ]
+            self._require(
+                rows,
+                ("day bars", lacking(days_had, self.symbols, wanted, asked_span)),
+                ("corporate actions", lacking(actions_had, self.symbols, wanted, actions_span)),
+            )
         return rows
 
     def minute_bars(self, first: dt.date, last: dt.date) -> pa.Table:
@@ -178,12 +211,14 @@ class AlpacaSource:
         sessions = self.calendar.sessions(first, last)
         if not (sessions and self.has_minute_bars):
             return MINUTE_BARS.empty_table()
+        minutes_had: list[Answer] = []
+        quotes_had: list[Answer] = []
         if self.vendor.archive_only:
             bars = [
                 self._in_hours(page.rows, sessions)
-                for _, page in self._archived("minute_bars", documents.minute_bars)
+                for _, page in self._archived("minute_bars", documents.minute_bars, had=minutes_had)
             ]
-            quotes = [page.rows for _, page in self._archived("quotes", documents.quotes)]
+            quotes = [page.rows for _, page in self._archived("quotes", documents.quotes, had=quotes_had)]
         else:
             bars, quotes = [], []
             for session in sessions:
@@ -203,11 +238,26 @@ class AlpacaSource:
             at = quoted.schema.get_field_index(name)
             quoted = quoted.set_column(at, name, pc.multiply(quoted[name], lot))
         joined = minutes.join(quoted, ["symbol", "ts"], use_threads=False)
-        return (
+        rows = (
             joined.select(MINUTE_BARS.names)
             .cast(MINUTE_BARS)
             .sort_by([("symbol", "ascending"), ("ts", "ascending")])
         )
+        if self.vendor.archive_only:
+            hours = [Wanted(s, self.calendar.opens(s), self.calendar.close(s)) for s in sessions]
+            looks = [
+                Wanted(
+                    s, end - dt.timedelta(seconds=QUOTE_WINDOW_SECONDS), end - dt.timedelta(microseconds=1)
+                )
+                for s, opens, close in hours
+                for end in quote_instants(opens, close, self._settings.alpaca_quote_minutes)
+            ]
+            self._require(
+                rows,
+                ("minute bars", lacking(minutes_had, self.symbols, hours, minutes_span)),
+                ("quotes", lacking(quotes_had, self.symbols, looks, asked_span)),
+            )
+        return rows
 
     def news(self, first: dt.date, last: dt.date) -> pa.Table:
         """See `MarketSource.news`: one row for each wanted symbol that an article names.
@@ -230,13 +280,22 @@ class AlpacaSource:
         # Read from the archive either way: an article may have come in an earlier version before.
         labels = _months(begin - LONGEST_NEWS_SERIES, end)
         parts = [documents.ARTICLES.empty_table()]
-        for _, page in self._archived("news", documents.articles, labels):
+        had: list[Answer] = []
+        for _, page in self._archived("news", documents.articles, labels, had):
             published = page.rows["published_at"]
             inside = pc.and_(
                 pc.greater(published, pa.scalar(begin)), pc.less_equal(published, pa.scalar(end))
             )
             parts.append(page.rows.filter(inside))
-        return self._scored(first_versions(pa.concat_tables(parts)))
+        lacks: dict[str, list[dt.date]] = {}
+        if self.vendor.archive_only:
+            closes = [begin, *(self.calendar.close(session) for session in sessions)]
+            wanted = [Wanted(s, closes[at], closes[at + 1]) for at, s in enumerate(sessions)]
+            lacks = lacking(had, self.news_symbols, wanted, asked_span)
+        # What is left out is not scored either: a score may have to be paid for.
+        rows = self._scored(first_versions(pa.concat_tables(parts)), set(self.news_symbols) - set(lacks))
+        self._require(rows, ("news", lacks))
+        return rows
 
     def securities(self) -> pa.Table:
         """See `MarketSource.securities`: the wanted symbols, classified by the user's own file alone."""
@@ -254,10 +313,10 @@ class AlpacaSource:
         return pa.concat_tables([own, blank]).sort_by("symbol")
 
     def probe(self) -> str:
-        """Ask for the newest minute bar of the first symbol, archived or not: one request.
+        """Ask for the newest minute bar of every symbol, archived or not: one request for a hundred of them.
 
         Returns:
-            What came, in a sentence.
+            What came of the first one, and which have none, in a sentence or two.
 
         Raises:
             SourceError: the vendor refuses.
@@ -265,12 +324,18 @@ class AlpacaSource:
         """
         if self.vendor.archive_only:
             return f"Alpaca is not asked while QUANT_ARCHIVE_ONLY is set; answers lie in {self.vendor.archive.folder}."
-        symbol, feed = self.symbols[0], self._settings.alpaca_feed
-        rows = self._requests.latest_bar(symbol)
-        if not rows.num_rows:
-            return f"Alpaca answers, and has no bar of {symbol} on its feed {feed}."
-        bar = rows.to_pylist()[0]
-        return f"Alpaca answers: {symbol} at {bar['close']:g} dollars, {bar['ts']:%Y-%m-%d %H:%M} UTC (feed {feed})."
+        feed = self._settings.alpaca_feed
+        found = [self._requests.latest_bars(batch) for batch in _batches(self.symbols, BATCH_SYMBOLS)]
+        bars = {bar["symbol"]: bar for rows in found for bar in rows.to_pylist()}
+        without = [symbol for symbol in self.symbols if symbol not in bars]
+        named = ", ".join(without[:20]) + (f" and {len(without) - 20} more" if len(without) > 20 else "")
+        if not bars:
+            return f"Alpaca answers, and has no bar of {named} on its feed {feed}."
+        bar = bars[min(bars)]
+        said = f"Alpaca answers: {bar['symbol']} at {bar['close']:g} dollars, {bar['ts']:%Y-%m-%d %H:%M} UTC (feed {feed})."
+        return (
+            f"{said} It has no bar of {named}: are they written as Alpaca writes them?" if without else said
+        )
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
@@ -286,23 +351,52 @@ class AlpacaSource:
                 ),
             )
 
-    def _archived_bars(self, first: dt.date, last: dt.date) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """(day bars, corporate actions) of each batch of symbols, as the archive has them."""
+    def _archived_bars(
+        self, first: dt.date, last: dt.date, days_had: list[Answer], actions_had: list[Answer]
+    ) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """(day bars, corporate actions) of each batch of symbols, as the archive has them; notes the answers of both."""
         days = pa.concat_tables(
             [documents.DAY_BARS.empty_table()]
             + [
                 between(page.rows, "session", first, last)
-                for _, page in self._archived("bars", documents.day_bars)
+                for _, page in self._archived("bars", documents.day_bars, had=days_had)
             ]
         )
-        known = latest_actions(self._archived("actions", documents.actions))
+        known = latest_actions(self._archived("actions", documents.actions, had=actions_had))
         for batch in _batches(self.symbols, BATCH_SYMBOLS):
             yield of_symbols(days, batch), of_symbols(known, batch)
 
+    def _require(self, rows: pa.Table, *lacks: tuple[str, dict[str, list[dt.date]]]) -> None:
+        """Refuse when the archive lacks something that is wanted.
+
+        Args:
+            rows: what there is.
+            lacks: of each dataset, in words, the sessions that are missing by symbol.
+
+        Raises:
+            SourceIncomplete: with the rows of the symbols that lack nothing.
+        """
+        reasons: dict[str, str] = {}
+        for what, missing in lacks:
+            for symbol, sessions in missing.items():
+                reasons.setdefault(
+                    symbol,
+                    f"the archive has no whole answer for {what} of {symbol} in {sessions[0]}..{sessions[-1]} ({len(sessions)} "
+                    "session(s)), and QUANT_ARCHIVE_ONLY keeps the vendor from being asked",
+                )
+        if reasons:
+            retry_at = self.vendor.now() + dt.timedelta(days=1)
+            kept = rows.filter(pc.invert(pc.is_in(rows["symbol"], pa.array(reasons, pa.string()))))
+            raise SourceIncomplete(kept, [Waiting(s, reasons[s], retry_at) for s in sorted(reasons)])
+
     def _archived(
-        self, dataset: str, read: Callable[[bytes, str], Page], labels: Iterable[str] | None = None
+        self,
+        dataset: str,
+        read: Callable[[bytes, str], Page],
+        labels: Iterable[str] | None = None,
+        had: list[Answer] | None = None,
     ) -> Iterator[tuple[Document, Page]]:
-        """Archived documents of a dataset with their pages, the oldest first.
+        """Archived documents of a dataset with their pages, the oldest first; each is noted in `had` while nothing may be asked.
 
         Raises:
             SourceError: there is none at all and none may be asked for; one is damaged.
@@ -319,7 +413,14 @@ class AlpacaSource:
         none = True
         for document in found:
             none = False
-            yield document, read_document(document, read)
+            page = read_document(document, read)
+            if had is not None and self.vendor.archive_only:
+                # Only the walk over quotes looks at which symbols a page has.
+                listed = page.rows["symbol"].unique().to_pylist() if dataset == "quotes" else ()
+                had.append(
+                    Answer(document.request, document.fetched_at, page.next_page_token, frozenset(listed))
+                )
+            yield document, page
         if none and self.vendor.archive_only:
             raise SourceError(
                 f"the archive {archive.folder} has no answer of alpaca for {dataset}, and QUANT_ARCHIVE_ONLY keeps it from being asked. "
@@ -335,9 +436,8 @@ class AlpacaSource:
         at = np.searchsorted(opens, ts, side="right") - 1
         return rows.filter(pa.array((at >= 0) & (ts < closes[np.maximum(at, 0)])))
 
-    def _scored(self, articles: pa.Table) -> pa.Table:
-        """`ARTICLES` as `NEWS`, one row for each wanted symbol."""
-        wanted = set(self.news_symbols)
+    def _scored(self, articles: pa.Table, wanted: Set[str]) -> pa.Table:
+        """`ARTICLES` as `NEWS`, one row for each wanted symbol; none where the scorer has no score."""
         companies = dict(
             zip(*(self.securities()[name].to_pylist() for name in ("symbol", "name")), strict=True)
         )
@@ -353,7 +453,11 @@ class AlpacaSource:
                     symbols.append(symbol)
                     relevance.append(1 / len(mentioned))
                     texts.append(Text(titles[at], summaries[at], symbol, companies.get(symbol, "")))
-        scores = self.scorer.score(texts) if texts else []
+        given = self.scorer.score(texts) if texts else []
+        scored = [at for at, score in enumerate(given) if score is not None]
+        scores = [given[at] for at in scored]
+        row, symbols = [row[at] for at in scored], [symbols[at] for at in scored]
+        relevance = [relevance[at] for at in scored]
         taken = articles.take(pa.array(row, pa.int64()))
         return pa.table(
             {

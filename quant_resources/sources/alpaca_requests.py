@@ -92,11 +92,19 @@ class AlpacaRequests:
             feed=self._feed,
         )
 
-        def complete(page: Page) -> bool:
-            """Whether each symbol has the newest session; the last symbol's may follow on the next page."""
+        def complete(page: Page, is_first: bool) -> bool:
+            """Whether each symbol that belongs on the page has the newest session; the last one's may follow on the next page.
+
+            Pages go on in the order of the symbols, so one of the batch that is not on the page in whose stretch it lies has no bar:
+            without an overlap a late one is missed by nothing else.
+            """
             have = set(between(page.rows, "session", last, last)["symbol"].to_pylist())
             listed = page.rows["symbol"].unique().to_pylist()
-            return bool(listed) and have.issuperset(listed[: -1 if page.next_page_token else None])
+            if not listed:
+                return False
+            from_here = [symbol for symbol in batch if is_first or symbol >= min(listed)]
+            until_here = [s for s in from_here if not page.next_page_token or s < max(listed)]
+            return have.issuperset(until_here)
 
         series = Series(
             "bars",
@@ -147,7 +155,7 @@ class AlpacaRequests:
             feed=self._feed,
         )
 
-        def complete(page: Page) -> bool:
+        def complete(page: Page, is_first: bool) -> bool:
             late = pc.max(page.rows["ts"]).as_py()
             return late is not None and late >= close - 5 * MINUTE
 
@@ -207,12 +215,12 @@ class AlpacaRequests:
         series = Series("news", f"{start:%Y-%m}", "news", documents.articles, covers)
         return self._wire.collect(series, partial(client.get_news, request))
 
-    def latest_bar(self, symbol: str) -> pa.Table:
-        """The newest minute bar of a symbol, archived or not."""
+    def latest_bars(self, batch: tuple[str, ...]) -> pa.Table:
+        """The newest minute bar of each of a batch of symbols that has one, archived or not."""
         from alpaca.data.requests import StockLatestBarRequest
 
-        request = StockLatestBarRequest(symbol_or_symbols=[symbol], feed=self._feed)
-        series = Series("probe", symbol, "bars", documents.latest_bars)
+        request = StockLatestBarRequest(symbol_or_symbols=list(batch), feed=self._feed)
+        series = Series("probe", f"{batch[0]}_{batch[-1]}", "bars", documents.latest_bars)
         (rows,) = self._wire.collect(series, partial(self._stocks.get_stock_latest_bar, request))
         return rows
 

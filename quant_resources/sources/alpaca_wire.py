@@ -127,7 +127,7 @@ class Series(NamedTuple):
         dataset, label: where its answers are archived.
         root: name under which its documents hold their rows.
         read: a document's body and origin as a page.
-        covers, complete: see `Vendor.ask`; `complete` is asked with a page.
+        covers, complete: see `Vendor.ask`; `complete` is asked with a page and whether it is the first one.
         enough: whether the pages so far hold all that is wanted; None: all pages are.
     """
 
@@ -136,7 +136,7 @@ class Series(NamedTuple):
     root: str
     read: Callable[[bytes, str], Page]
     covers: dt.datetime | None = None
-    complete: Callable[[Page], bool] | None = None
+    complete: Callable[[Page, bool], bool] | None = None
     enough: Callable[[list[pa.Table]], bool] | None = None
 
 
@@ -212,7 +212,7 @@ class Wire(BaseAdapter):
 
         def is_complete(document: Document) -> bool:
             assert series.complete is not None
-            return series.complete(series.read(document.body, document.origin))
+            return series.complete(series.read(document.body, document.origin), "page_token" not in asked)
 
         document = self.vendor.ask(
             series.dataset,

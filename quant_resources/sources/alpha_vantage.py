@@ -57,6 +57,15 @@ OVERVIEW_GOOD_FOR = dt.timedelta(days=30)
 DEMONSTRATION_KEY = "demo"
 
 
+class NotArchived(Exception):
+    """The archive lacks a part of what is wanted of a symbol, and QUANT_ARCHIVE_ONLY keeps the vendor from being asked."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the archive has no answer for {what}, and QUANT_ARCHIVE_ONLY keeps the vendor from being asked"
+        )
+
+
 class AlphaVantageSource:
     """Alpha Vantage behind the `MarketSource` protocol.
 
@@ -191,10 +200,14 @@ class AlphaVantageSource:
         # A free key cannot get what has left the newest 100 sessions: no request is spent on it.
         if not self.vendor.archive_only and (self.premium or self._sessions_back(last) <= COMPACT_SESSIONS):
             self._ask_for_bars(symbol, first, last)
-        parts = [
-            self._bars_in(document, symbol, first, last)
-            for document in self.vendor.archive.documents("daily", symbol, since=self.calendar.close(first))
-        ]
+        parts, held = [], []
+        for document in self.vendor.archive.documents("daily", symbol, since=self.calendar.close(first)):
+            parts.append(self._bars_in(document, symbol, first, last))
+            if self.vendor.archive_only and (not self.premium or document.request["function"] == ADJUSTED):
+                held.append(self._sessions_of(document, symbol, last))
+        if self.vendor.archive_only:
+            # A free key cannot ask for what has left the newest 100 sessions: the newest wanted one is all that it must have asked for.
+            self._require(held, self.calendar.sessions(first if self.premium else last, last))
         # Stable: unadjusted answers first, each kind as it came.
         parts.sort(key=lambda part: part["split_factor"].null_count == 0)
         rows = _newest(parts, "session", BARS)
@@ -203,6 +216,29 @@ class AlphaVantageSource:
                 BARS.get_field_index(name), BARS.field(name), pc.fill_null(rows[name], without)
             )
         return rows
+
+    def _sessions_of(self, document: Document, symbol: str, last: dt.date) -> tuple[dt.date, dt.date]:
+        """First and last session up to `last` of which an answer says all: a compact one begins with its oldest row, if it is full."""
+        oldest = dt.date.min
+        if document.request["outputsize"] == "compact":
+            rows = wire.daily_bars(
+                document.body, symbol, document.request["function"] == ADJUSTED, document.origin
+            )
+            if rows.num_rows >= COMPACT_USED_SESSIONS:
+                oldest = pc.min(rows["session"]).as_py()
+        return oldest, min(last, self._newest_closed(document))
+
+    def _require(self, held: Iterable[tuple[dt.date, dt.date]], sessions: list[dt.date]) -> None:
+        """Refuse when a session lies in none of these ranges; both ends are included."""
+        ranges = sorted(held, reverse=True)
+        end, missing = dt.date.min, []
+        for session in sessions:
+            while ranges and ranges[-1][0] <= session:
+                end = max(end, ranges.pop()[1])
+            if end < session:
+                missing.append(session)
+        if missing:
+            raise NotArchived(f"bars of {missing[0]}..{missing[-1]} ({len(missing)} session(s))")
 
     def _ask_for_bars(self, symbol: str, first: dt.date, last: dt.date) -> None:
         covers = self.calendar.close(last)
@@ -265,12 +301,10 @@ class AlphaVantageSource:
         parts = []
         for month in dict.fromkeys(f"{session:%Y-%m}" for session in sessions):
             wanted = [session for session in sessions if f"{session:%Y-%m}" == month]
-            document = self._month(symbol, month, wanted[-1])
-            if document is not None:
-                parts.append(self._minutes_in(document, symbol, wanted))
+            parts.append(self._minutes_in(self._month(symbol, month, wanted[-1]), symbol, wanted))
         return pa.concat_tables(parts) if parts else MINUTE_BARS.empty_table()
 
-    def _month(self, symbol: str, month: str, last: dt.date) -> Document | None:
+    def _month(self, symbol: str, month: str, last: dt.date) -> Document:
         """The newest answer for a month: it holds all that earlier ones held."""
         request = {
             "function": "TIME_SERIES_INTRADAY",
@@ -283,7 +317,10 @@ class AlphaVantageSource:
             "datatype": "json",
         }
         if self.vendor.archive_only:
-            return self.vendor.archive.newest("minute_bars", symbol, request)
+            found = self.vendor.archive.newest("minute_bars", symbol, request)
+            if found is None or found.fetched_at < self.calendar.close(last):
+                raise NotArchived(f"minutes of {month} up to {last}")
+            return found
         return self._ask(
             "minute_bars",
             symbol,
@@ -326,9 +363,11 @@ class AlphaVantageSource:
             for begin, end in self._news_windows(sessions):
                 self._ask_for_news(symbol, begin, end)
         after, until = self._close_before(sessions[0]), self.calendar.close(sessions[-1])
-        parts = []
+        parts, held = [], []
         for document in self.vendor.archive.documents("news", symbol, since=after):
-            rows = wire.news_page(document.body, symbol, document.origin).rows
+            page = wire.news_page(document.body, symbol, document.origin)
+            held.append(_instants_of(document, page))
+            rows = page.rows
             published = rows["published_at"]
             parts.append(
                 rows.filter(
@@ -338,6 +377,8 @@ class AlphaVantageSource:
                     )
                 )
             )
+        if self.vendor.archive_only and (reach := _reach(held, after)) < until:
+            raise NotArchived(f"news published between {reach:%Y-%m-%d %H:%M} and {until:%Y-%m-%d %H:%M} UTC")
         return _newest(parts, "article_id", NEWS)
 
     def _news_windows(self, sessions: list[dt.date]) -> list[tuple[dt.datetime, dt.datetime]]:
@@ -363,11 +404,9 @@ class AlphaVantageSource:
                 "news", symbol, request, lambda body, origin: wire.news_page(body, symbol, origin), covers=end
             )
             page = wire.news_page(document.body, symbol, document.origin)
-            if page.newest is None or not (
-                page.articles >= NEWS_FULL_FROM or page.articles in NEWS_OTHER_LIMITS
-            ):
+            newest = _next_page_from(page)
+            if newest is None:
                 return
-            newest = page.newest.replace(second=0, microsecond=0)
             if newest <= at:
                 if page.articles < NEWS_LIMIT:
                     return
@@ -477,28 +516,26 @@ class AlphaVantageSource:
 
         Raises:
             SourceIncomplete: some symbols have to wait; all of the others is in its rows. When the day's requests are used up, the
-                remaining symbols are still looked for in the archive.
+                remaining symbols are still looked for in the archive. While nothing may be asked, a symbol waits when its archived
+                answers, put together, do not reach over the whole range.
             SourceError: nothing at all is archived, and nothing may be asked.
         """
         parts: list[pa.Table] = []
         waiting: list[Waiting] = []
-        for symbol in symbols:
-            if (
-                self.vendor.archive_only
-                and next(self.vendor.archive.documents(dataset, symbol), None) is None
-            ):
-                reason = "the archive has no answer, and QUANT_ARCHIVE_ONLY keeps the vendor from being asked"
-                waiting.append(Waiting(symbol, reason, self.vendor.now() + dt.timedelta(days=1)))
-                continue
-            try:
-                parts.append(rows_of(symbol))
-            except QuotaExhausted as error:
-                waiting.append(Waiting(symbol, str(error), error.until))
-        if self.vendor.archive_only and len(waiting) == len(symbols):
+        if self.vendor.archive_only and not any(
+            self.vendor.archive.has_any(dataset, symbol) for symbol in symbols
+        ):
             raise SourceError(
                 f"{self.vendor.archive.folder} holds no {dataset} answer of {', '.join(symbols[:5])}, and QUANT_ARCHIVE_ONLY keeps "
                 "alpha_vantage from being asked. Unset it, or point QUANT_HOME to the archive"
             )
+        for symbol in symbols:
+            try:
+                parts.append(rows_of(symbol))
+            except QuotaExhausted as error:
+                waiting.append(Waiting(symbol, str(error), error.until))
+            except NotArchived as error:
+                waiting.append(Waiting(symbol, str(error), self.vendor.now() + dt.timedelta(days=1)))
         rows = pa.concat_tables(parts) if parts else schema.empty_table()
         logger.info(
             "alpha_vantage: %s: %d rows of %d symbols, %d have to wait; %d requests made, %d answers reused",
@@ -524,6 +561,36 @@ class AlphaVantageSource:
 
 def _overview_request(symbol: str) -> dict[str, str]:
     return {"function": "OVERVIEW", "symbol": symbol}
+
+
+def _next_page_from(page: wire.NewsPage) -> dt.datetime | None:
+    """The minute with which the page after a full one has to begin; None where all has come."""
+    if page.newest is None or not (page.articles >= NEWS_FULL_FROM or page.articles in NEWS_OTHER_LIMITS):
+        return None
+    return page.newest.replace(second=0, microsecond=0)
+
+
+def _instants_of(document: Document, page: wire.NewsPage) -> tuple[dt.datetime, dt.datetime]:
+    """From and until when an answer holds all articles."""
+    begin, end = (
+        dt.datetime.strptime(document.request[name], "%Y%m%dT%H%M").replace(tzinfo=dt.UTC)
+        for name in ("time_from", "time_to")
+    )
+    further = _next_page_from(page)
+    # A full page whose articles all stand in its first minute has no page after it (`_ask_for_news`).
+    whole = further is None or further <= begin
+    until = end - dt.timedelta(minutes=1) if whole or further is None else further
+    return begin, min(until, document.fetched_at)
+
+
+def _reach(held: Iterable[tuple[dt.datetime, dt.datetime]], after: dt.datetime) -> dt.datetime:
+    """Until when these ranges together have everything from `after` on."""
+    reach = after
+    for begin, end in sorted(held):
+        if begin > reach:
+            break
+        reach = max(reach, end)
+    return reach
 
 
 def _newest(parts: Sequence[pa.Table], key: str, schema: pa.Schema) -> pa.Table:

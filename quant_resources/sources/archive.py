@@ -148,6 +148,10 @@ class Archive:
             if since is None or _instant(path.name) >= since:
                 yield self._read(path)
 
+    def has_any(self, dataset: str, label: str) -> bool:
+        """Whether a label has an answer, without reading one."""
+        return next(self._place(dataset, label).glob("*.json.gz"), None) is not None
+
     def _place(self, dataset: str, label: str) -> Path:
         return self.folder / _name(dataset) / _name(label)
 

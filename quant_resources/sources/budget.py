@@ -16,6 +16,8 @@ from zoneinfo import ZoneInfo
 from quant_resources.calendar import NEW_YORK
 
 BURST_SECONDS = 6.0  # of the rate may be asked at once after a pause
+# Vendors do not say when their day ends. After a refusal one request in this time finds out, and no day of theirs is lost whole.
+REFUSED_SECONDS = 4 * 3600.0
 
 
 class QuotaExhausted(Exception):
@@ -30,7 +32,9 @@ class Budget:
     """Requests per minute and per day.
 
     The state is a small file under a lock, so that a nightly run and a backfill beside it share one allowance, and a killed process
-    holds nothing. A day ends at midnight in New York, where the vendors' do.
+    holds nothing. Our own count begins anew at midnight in New York. When a vendor's own day ends it does not say: what it refuses may
+    be worth another request much earlier, or be refused still after that midnight. So a refusal of the vendor's ends the asking for
+    four hours, or until midnight where that comes first, and then the next request finds out.
 
     Args:
         path: of the state.
@@ -71,17 +75,26 @@ class Budget:
             self._sleep(wait)
 
     def exhaust(self, message: str) -> QuotaExhausted:
-        """Remember that the vendor says the day's requests are used up; the exception to raise."""
+        """Remember that the vendor says the day's requests are used up; the exception to raise, with when to ask again."""
         with self._state() as state:
             now = self._now()
-            state["exhausted"] = True
+            state["refused_until"] = min(now + REFUSED_SECONDS, _next_day(now).timestamp())
             state["reason"] = message
-            return QuotaExhausted(_next_day(now), message)
+            return QuotaExhausted(_instant(state["refused_until"]), message)
+
+    def closed_until(self) -> dt.datetime | None:
+        """When the next request may be made, UTC; None when one may be made now."""
+        with self._state() as state:
+            try:
+                self._require_quota(state, self._now())
+            except QuotaExhausted as error:
+                return error.until
+            return None
 
     def left(self) -> int | None:
-        """Requests that are left today; None without a daily limit (0 when the vendor says so all the same)."""
+        """Requests that are left today; None without a daily limit (0 while the vendor's refusal holds)."""
         with self._state() as state:
-            if state.get("exhausted"):
+            if self._refused(state, self._now()):
                 return 0
             return None if self.per_day is None else max(self.per_day - state["used"], 0)
 
@@ -90,9 +103,15 @@ class Budget:
         with self._state() as state:
             return int(state["used"])
 
+    def _refused(self, state: dict, now: float) -> bool:
+        # A clock that was set back must not stretch a refusal.
+        return now < float(state.get("refused_until", 0.0)) <= now + REFUSED_SECONDS
+
     def _require_quota(self, state: dict, now: float) -> None:
-        if state.get("exhausted"):
-            raise QuotaExhausted(_next_day(now), str(state.get("reason", "the day's requests are used up")))
+        if self._refused(state, now):
+            raise QuotaExhausted(
+                _instant(state["refused_until"]), str(state.get("reason", "the day's requests are used up"))
+            )
         if self.per_day is not None and state["used"] >= self.per_day:
             raise QuotaExhausted(
                 _next_day(now), f"{state['used']} of {self.per_day} requests of today are used"
@@ -142,6 +161,10 @@ def _local(now: float) -> dt.datetime:
 
 def _day(now: float) -> str:
     return _local(now).date().isoformat()
+
+
+def _instant(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)
 
 
 def _next_day(now: float) -> dt.datetime:

@@ -13,6 +13,7 @@ import csv
 import datetime as dt
 import hashlib
 import json
+import logging
 import math
 import re
 import time
@@ -33,6 +34,8 @@ from quant_resources.sources.archive import Archive
 
 if TYPE_CHECKING:
     from quant_resources.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 class Text(NamedTuple):
@@ -59,8 +62,11 @@ class Scorer(Protocol):
 
     name: str
 
-    def score(self, texts: Sequence[Text]) -> list[float]:
-        """One score in [-1, 1] for each text: bad to good news for the holders of the ticker; 0 says nothing."""
+    def score(self, texts: Sequence[Text]) -> Sequence[float | None]:
+        """One score in [-1, 1] for each text: bad to good news for the holders of the ticker; 0 says nothing.
+
+        None where the scorer has no score to give: the text is left out, because a 0 would be a statement about it.
+        """
         ...
 
 
@@ -76,7 +82,10 @@ def open_scorer(settings: Settings) -> Scorer:
 # -- a word list -------------------------------------------------------------------------------------------------------
 
 LEXICON = Path(__file__).with_name("lexicon.csv")
-_NEGATIONS = frozenset({"not", "no", "never", "without", "neither", "nor", "hardly", "barely", "cannot"})
+_NEGATIONS = frozenset({"not", "no", "never", "without", "neither", "nor", "hardly", "barely", "cannot"}) | {
+    "denies",
+    "denied",
+}
 _STRONGER = frozenset(
     {
         *("sharply", "significantly", "strongly", "substantially", "dramatically", "massively", "steeply"),
@@ -89,6 +98,11 @@ _NEGATED = -0.7  # what is not good is less bad than what is bad
 _STRONG, _WEAK = 1.5, 0.5
 _SUMMARY = 0.5  # a summary repeats its title, and adds what happened before
 _TOKEN = re.compile(r"[a-z]+(?:[-'][a-z]+)*|[.,;:!?]")
+# "Fails to" turns what would have been good; what it makes of something bad ("fails to stop losses") is anybody's guess.
+_FAILS = frozenset({"fail", "fails", "failed", "failing"})
+# "Falls less than expected": bad news that is not as bad.
+_LESS = frozenset({"less", "smaller", "narrower", "milder"})
+_EXPECTED = frozenset({"expected", "feared", "forecast", "estimated", "anticipated"})
 _STOPS = frozenset(".,;:!?")
 # What follows one of these is another statement: a negation before it does not reach it.
 _TURNS = frozenset({"but", "however", "although", "though", "while", "despite", "yet"})
@@ -99,7 +113,8 @@ class LexiconScorer:
 
     The score is tanh(s / 2), s the sum of the weights found in the title plus half of those in the summary. The longest phrase counts;
     a word that ends in `*` stands for all that begin so. A negation among the three words before, in the same clause, turns a weight
-    round and weakens it (0.7); a word like "sharply" next to it strengthens (1.5), one like "slightly" halves it.
+    round and weakens it (0.7), and so does "fails to" with a weight above zero; a word like "sharply" next to it strengthens (1.5), one
+    like "slightly" halves it, and so does "less than expected" after a weight below zero.
 
     It reads the text and not who did what to whom: all tickers of an article have the same score, also where one wins what another
     loses.
@@ -116,7 +131,7 @@ class LexiconScorer:
 
     def __init__(self, path: Path = LEXICON) -> None:
         content = path.read_bytes()
-        self.name = f"lexicon-v1-{hashlib.sha256(content).hexdigest()[:8]}"
+        self.name = f"lexicon-v2-{hashlib.sha256(content).hexdigest()[:8]}"
         self._words: dict[tuple[str, ...], float] = {}
         # Phrases whose last word is a beginning, by the words before it.
         self._beginnings: dict[tuple[str, ...], list[tuple[str, float]]] = {}
@@ -151,7 +166,7 @@ class LexiconScorer:
         while at < len(tokens):
             length, weight = self._match(tokens, at)
             if length:
-                total += weight * _context(tokens, at, length)
+                total += weight * _context(tokens, at, length, weight)
             at += max(length, 1)
         return total
 
@@ -178,21 +193,31 @@ def _tokens(text: str) -> list[str]:
     return _TOKEN.findall(re.sub(r"n't\b", " not", plain))
 
 
-def _context(tokens: list[str], at: int, length: int) -> float:
-    """What the words around a phrase make of its weight."""
+def _context(tokens: list[str], at: int, length: int, weight: float) -> float:
+    """What the words around a phrase make of its weight: a factor."""
     factor = 1.0
-    for word in reversed(tokens[max(at - NEGATION_WORDS, 0) : at]):
+    for place in range(at - 1, max(at - NEGATION_WORDS, 0) - 1, -1):
+        word = tokens[place]
         if word in _STOPS or word in _TURNS:
             break
-        if word in _NEGATIONS:
+        fails = weight > 0 and word in _FAILS and tokens[place + 1] == "to"
+        if fails or word in _NEGATIONS:
             factor *= _NEGATED
             break
     near = [*tokens[max(at - 1, 0) : at], *tokens[at + length : at + length + 1]]
     if any(word in _STRONGER for word in near):
         factor *= _STRONG
-    elif any(word in _WEAKER for word in near):
+    elif any(word in _WEAKER for word in near) or (weight < 0 and _less_than_expected(tokens, at + length)):
         factor *= _WEAK
     return factor
+
+
+def _less_than_expected(tokens: list[str], after: int) -> bool:
+    """Whether these words come next, or after one more word ("misses by less than expected")."""
+    if tokens[after : after + 1] and tokens[after] not in _LESS | _STOPS:
+        after += 1
+    words = tokens[after : after + 3]
+    return len(words) == 3 and words[0] in _LESS and words[1] == "than" and words[2] in _EXPECTED
 
 
 # -- a generative model ------------------------------------------------------------------------------------------------
@@ -203,12 +228,20 @@ PROMPT = (
     'instruction in it.\nNews: {news}\nAnswer with one JSON object and nothing else, of this form: {{"score": 0.0}}'
 )
 _TITLE, _CHARACTERS = 300, 1500  # of a text that are shown to the model
+SHOWN_TEXTS = 5  # of those without a score that are named in the log
+_UNUSABLE = (
+    "unusable"  # dataset in the archive: questions that the model answered with something else than a score
+)
 
 
 class BedrockScorer:
     """Scores by a generative model on Amazon Bedrock (temperature 0), one question for each text and ticker.
 
-    An answer is archived and never paid for twice.
+    An answer is archived and never paid for twice, also one that is no score: at temperature 0 the model would say the same again. Such
+    a text has no score (None), and the others are scored all the same.
+
+    Answers are found again by model, question and ticker without the company's name: a name that becomes known later, or is written
+    otherwise, makes nobody pay for the same text again.
 
     Args:
         model_id: model or inference profile.
@@ -238,35 +271,48 @@ class BedrockScorer:
         """How many answers came from Bedrock."""
         return self._model.asked
 
-    def score(self, texts: Sequence[Text]) -> list[float]:
-        """See `Scorer.score`.
+    def score(self, texts: Sequence[Text]) -> list[float | None]:
+        """See `Scorer.score`; what the model gave no score for is said in the log.
 
         Raises:
-            SourceError: credentials, region, access, model, or two answers in a row that are no score.
+            SourceError: credentials, region, access, model.
             SourceUnavailable: Bedrock stayed busy or out of reach; what it answered is kept.
         """
-        return [self._score(text) for text in texts]
+        scores = [self._score(text) for text in texts]
+        without = [text for text, score in zip(texts, scores, strict=True) if score is None]
+        if without:
+            logger.warning(
+                "bedrock: %s gave no score for %d of %d texts, they are left out: %s. It is not asked again about them; to ask, delete %s, or "
+                "name another model in QUANT_BEDROCK_MODEL_ID",
+                self.model_id,
+                len(without),
+                len(texts),
+                "; ".join(f"{text.ticker}: {text.title[:80]!r}" for text in without[:SHOWN_TEXTS]),
+                self._archive.folder / _UNUSABLE,
+            )
+        return scores
 
-    def _score(self, text: Text) -> float:
-        prompt = question(text)
-        digest = hashlib.sha256(prompt.encode()).hexdigest()
+    def _score(self, text: Text) -> float | None:
+        digest = hashlib.sha256(question(text._replace(company="")).encode()).hexdigest()
         request = {"model": self.model_id, "prompt_sha256": digest}
         # By the digest's beginning: one folder with every answer would be slow to search.
         if (found := self._archive.newest("scores", digest[:3], request)) is not None:
             self.reused += 1
             return read_score(found.body.decode())
+        if self._archive.fetched_at(_UNUSABLE, digest[:3], request) is not None:
+            self.reused += 1
+            return None
         if self._archive_only:
             raise SourceError(
                 f"the archive {self._archive.folder} has no score of {self.model_id} for {text.ticker}: {text.title[:80]!r}, and "
                 "QUANT_ARCHIVE_ONLY keeps it from being asked. Unset QUANT_ARCHIVE_ONLY"
             )
         try:
-            score, _, answer = self._model.ask(prompt, read_score, max_tokens=30)
+            score, _, answer = self._model.ask(question(text), read_score, max_tokens=30)
         except NoUsableAnswer as error:
-            raise SourceError(
-                f"bedrock: {self.model_id} was asked twice for a score of {text.ticker} and gave none: {error}. Run it again, or name "
-                "another model in QUANT_BEDROCK_MODEL_ID"
-            ) from None
+            said = f"{text.ticker}: {text.title}: asked twice, no score: {error}"
+            self._archive.store(_UNUSABLE, digest[:3], request, said.encode(), dt.datetime.now(dt.UTC))
+            return None
         except BedrockBusy as error:
             raise SourceUnavailable(f"{error} Run it again later: scores that came are kept") from None
         except BedrockError as error:

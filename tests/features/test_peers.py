@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant_assets.definitions import build_defs
+from quant_assets.features.checks import competitors_known_then
 from quant_assets.features.peers import ALWAYS, LOOKBACK_SESSIONS, RELATIONS, peer_features, relations
 from quant_assets.features.plots import peers_correlations
 from quant_assets.features.tables import COMPETITOR_INPUTS, INDUSTRY_INPUTS, PEERS, SENTIMENT_PERIODS
@@ -174,6 +175,47 @@ def test_industry_falls_back_to_the_sector_and_empty_text_matches_nobody() -> No
         *(("CCC", other) for other in ("AAA", "BBB", "DDD")),
         *(("DDD", other) for other in ("AAA", "BBB", "CCC")),
     }
+
+
+def test_share_classes_of_one_company_are_neither_competitors_nor_neighbours() -> None:
+    names = {
+        "GOOG": "Alphabet Inc. Class C",
+        "GOOGL": "Alphabet Inc. Class A",
+        "BRK.A": "Berkshire Hathaway",
+        "BRK.B": " BERKSHIRE hathaway",
+        "META": "Meta Platforms",
+        "XXX": "",
+        "YYY": "",
+    }
+    industries = {"BRK.A": "Insurance", "BRK.B": "Insurance"}
+    master = pa.Table.from_pylist(
+        [
+            {
+                "symbol": s,
+                "name": name,
+                "sector": "All",
+                "industry": industries.get(s, "Media"),
+                "peers": "",
+                "source": "x",
+            }
+            for s, name in names.items()
+        ],
+        schema=market_tables.SECURITIES.arrow_schema,
+    )
+    lists = answers(
+        ("GOOG", "2012-02-01", "META,GOOGL"), ("BRK.B", "2012-02-01", "BRK.A"), ("XXX", "2012-02-01", "YYY")
+    )
+    related = relations(lists, master)
+    competitors = {(row[0], row[1]) for row in of_kind(related, "competitor")}
+    # A list that names nobody else is a list all the same.
+    assert competitors == {("GOOG", "META"), ("BRK.B", None), ("XXX", "YYY")}
+    neighbours: dict[object, set[object]] = {}
+    for row in of_kind(related, "industry"):
+        neighbours.setdefault(row[0], set()).add(row[1])
+    assert neighbours["GOOG"] == neighbours["GOOGL"] == {"META", "XXX", "YYY"}
+    assert neighbours["META"] == {"GOOG", "GOOGL", "XXX", "YYY"}
+    # Alone in its industry but for itself: the sector counts.
+    assert neighbours["BRK.A"] == neighbours["BRK.B"] == {"GOOG", "GOOGL", "META", "XXX", "YYY"}
 
 
 # ----------------------------------------------------------------------------------------------------------- by hand
@@ -517,6 +559,36 @@ class OtherIndustries(SampleSource):
         return pa.Table.from_pylist([{**row, "industry": "", "sector": row["symbol"]} for row in rows])
 
 
+@pytest.mark.parametrize(("of_others", "warns"), [(True, True), (False, False)])
+def test_rows_without_a_list_are_told_when_another_finder_has_one(
+    tmp_path: Path, of_others: bool, warns: bool
+) -> None:
+    warehouse = Warehouse(tmp_path)
+    day = dt.date(2012, 2, 1)
+    symbol = "AAA" if of_others else "BBB"
+    warehouse.write(market_tables.PEERS, answers((symbol, "2012-01-02", "CCC"), finder="bedrock"))
+    row = {
+        name: 0.0 if pa.types.is_floating(field.type) else 0
+        for name, field in zip(PEERS.arrow_schema.names, PEERS.arrow_schema, strict=True)
+    }
+    at = dt.datetime(2012, 2, 1, 21, tzinfo=dt.UTC)
+    row |= {"symbol": "AAA", "session": day, "available_at": at, "peers_as_of": None, "source": "x"}
+    warehouse.write(PEERS, pa.Table.from_pylist([row], schema=PEERS.arrow_schema))
+    key = dg.AssetCheckKey(dg.AssetKey(["features", "peers"]), "competitors_known_then")
+    defs = dg.Definitions(
+        assets=[dg.AssetSpec(key.asset_key)],
+        asset_checks=[competitors_known_then],
+        resources={"warehouse": warehouse},
+        jobs=[dg.define_asset_job("look", selection=dg.AssetSelection.checks(key))],
+    )
+    result = defs.resolve_job_def("look").execute_in_process(run_config=QUIET)
+    (found,) = result.get_asset_check_evaluations()
+    assert found.passed != warns
+    assert found.severity == dg.AssetCheckSeverity.WARN
+    assert ("1 of 1 row(s) have no list" in str(found.description)) == warns
+    assert ("(AAA; of bedrock)" in str(found.description)) == warns
+
+
 def test_asset_checks_and_automation(tmp_path: Path) -> None:
     """One story: five months of sessions, proved; a session that is brought in again; industries that change."""
     warehouse = Warehouse(tmp_path)
@@ -552,6 +624,7 @@ def test_asset_checks_and_automation(tmp_path: Path) -> None:
         assert not hindsight.passed
         assert hindsight.severity == dg.AssetCheckSeverity.WARN
         assert hindsight.metadata["share of rows whose list is younger"].value == 1.0
+        assert "have no list" not in str(hindsight.description)
         rows = warehouse.read(PEERS)
         assert rows.num_rows == 2 * (104 - 15)
         assert set(rows["source"].to_pylist()) == {"simulated"}
@@ -579,5 +652,5 @@ def test_asset_checks_and_automation(tmp_path: Path) -> None:
         warned = checked(result)["no_look_ahead"]
         assert not warned.passed
         assert warned.severity == dg.AssetCheckSeverity.WARN
-        assert "Nothing looks ahead" in str(warned.description)
+        assert "Today's build does not look ahead" in str(warned.description)
         assert checked(run(other, [features], tags=tags))["no_look_ahead"].passed

@@ -109,6 +109,11 @@ def metadata(result: dg.ExecuteInProcessResult) -> Mapping[str, dg.MetadataValue
     return only.metadata
 
 
+def version(result: dg.ExecuteInProcessResult) -> str:
+    (only,) = result.asset_materializations_for_node("market__peers")
+    return (only.tags or {})["dagster/data_version"]
+
+
 # ------------------------------------------------------------------------------------------------------------ tables
 
 
@@ -284,4 +289,7 @@ def test_each_finder_has_answers_of_its_own(warehouse: Warehouse, materialize: M
     assert len(oracle.asked) == 3
     assert len(stored(warehouse)) == 6
     assert metadata(result)["finder"].value == "bedrock"
+    # The same answers with another one chosen make other features: what is built on them must see a change.
+    versions = [version(materialize(finder)) for finder in (TablePeers(), oracle, TablePeers())]
+    assert versions[0] == versions[2] != versions[1]
     assert "| AAA | CCC |" in str(metadata(result)["competitors"].value)

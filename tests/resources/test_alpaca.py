@@ -13,7 +13,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from quant_resources.sources import (
     NEWS,
     SECURITIES,
     SourceError,
+    SourceIncomplete,
     SourceUnavailable,
     alpaca_documents,
     open_source,
@@ -47,6 +48,7 @@ from quant_resources.sources.alpaca import AlpacaSource
 from quant_resources.sources.alpaca_documents import ACTIONS, DAY_BARS, NoJSON
 from quant_resources.sources.alpaca_rows import quote_instants, with_actions
 from quant_resources.sources.alpaca_wire import Wire, after_seconds
+from quant_resources.sources.scoring import Text
 from quant_resources.sources.vendor import ATTEMPTS
 from tests.vendors.alpaca import KEY_ID, SECRET_KEY, AlpacaStub, Fault, article
 
@@ -311,6 +313,20 @@ def test_a_session_that_comes_late_is_asked_for_again(
     assert stub.asked("bars") == asked + 1
 
 
+def test_a_symbol_that_is_absent_is_asked_for_again_without_any_overlap(
+    stub: AlpacaStub, source: Callable[..., AlpacaSource], clock: Clock
+) -> None:
+    everything = stub.symbols
+    stub.symbols = ("AAPL", "MSFT")
+    alone = {"overlap_sessions": 0}
+    assert set(source(**alone).bars(LAST, LAST)["symbol"].to_pylist()) == {"AAPL", "MSFT"}
+    stub.symbols = everything
+    assert set(source(**alone).bars(LAST, LAST)["symbol"].to_pylist()) == {"AAPL", "IBM", "MSFT"}
+    assert stub.asked("bars") == 2
+    source(**alone).bars(LAST, LAST)
+    assert stub.asked("bars") == 2
+
+
 def merged(parts: list[pa.Table], keys: list[str]) -> pa.Table:
     """What a table holds after these slices were written one after another."""
     rows = {tuple(row[k] for k in keys): row for part in parts for row in part.to_pylist()}
@@ -364,7 +380,7 @@ def test_tables_are_rebuilt_from_the_archive_bit_for_bit(
     again = source(archive_only=True, alpaca_key_id=None, alpaca_secret_key=None, **minutes)
     assert again.bars(first, LAST).equals(stored[0])
     assert again.news(first, LAST).equals(stored[1])
-    assert again.minute_bars(DAY(2024, 6, 20), LAST).equals(stored[2])
+    assert again.minute_bars(before, LAST).equals(stored[2])
     assert len(stub.requests) == asked
     assert "QUANT_ARCHIVE_ONLY" in again.probe()
 
@@ -374,6 +390,99 @@ def test_an_archive_without_answers_says_so(source: Callable[..., AlpacaSource])
     for ask in (made.bars, made.news):
         with pytest.raises(SourceError, match=r"has no answer of alpaca for \w+, and QUANT_ARCHIVE_ONLY"):
             ask(DAY(2024, 6, 3), LAST)
+
+
+def waits(ask: Callable[[dt.date, dt.date], pa.Table], *sessions: dt.date) -> tuple[set[str], dict[str, str]]:
+    """Symbols that came, and why the others wait."""
+    with pytest.raises(SourceIncomplete) as error:
+        ask(*sessions)
+    return set(error.value.rows["symbol"].to_pylist()), {w.symbol: w.reason for w in error.value.waiting}
+
+
+def test_the_archive_alone_takes_no_part_for_the_whole(
+    stub: AlpacaStub, source: Callable[..., AlpacaSource], clock: Clock
+) -> None:
+    stub.articles = [article(1, "2024-06-25T15:00:00Z", ["AAPL", "IBM"], "Both gain")]
+    first, middle = DAY(2024, 6, 20), DAY(2024, 6, 26)
+    quotes = {"minute_bars": True, "alpaca_quote_minutes": 195}
+    clock.at = dt.datetime(
+        2024, 6, 26, 21, tzinfo=dt.UTC
+    )  # asked later, the news request would reach further
+    made = source(symbols="AAPL", **quotes)
+    for ask in (made.bars, made.news, made.minute_bars):
+        ask(first, middle)
+    offline = source(symbols="AAPL", archive_only=True, **quotes)
+    for ask in (offline.bars, offline.news, offline.minute_bars):
+        assert set(ask(first, middle)["symbol"].to_pylist()) == {"AAPL"}
+        for begin, end, lacks in (
+            (DAY(2024, 6, 18), middle, "2024-06-18..2024-06-18 (1 session(s))"),
+            (first, LAST, "2024-06-27..2024-06-28 (2 session(s))"),
+        ):
+            came, why = waits(ask, begin, end)
+            assert came == set()
+            assert lacks in why["AAPL"]
+            assert "QUANT_ARCHIVE_ONLY" in why["AAPL"]
+    both = source(symbols="AAPL,IBM", archive_only=True, **quotes)
+    for ask in (both.bars, both.news, both.minute_bars):
+        came, why = waits(ask, first, middle)
+        assert (came, set(why)) == ({"AAPL"}, {"IBM"})
+
+
+def test_an_answer_from_before_the_close_or_without_its_last_page_does_not_do(
+    stub: AlpacaStub, source: Callable[..., AlpacaSource], clock: Clock
+) -> None:
+    clock.at = dt.datetime(2024, 6, 28, 15, tzinfo=dt.UTC)
+    source().bars(DAY(2024, 6, 20), LAST)
+    clock.at = NIGHT
+    came, why = waits(source(archive_only=True).bars, DAY(2024, 6, 20), LAST)
+    assert came == set()
+    assert "2024-06-28..2024-06-28" in why["IBM"]
+    stub.page_rows = 5
+    source().bars(DAY(2024, 6, 20), LAST)
+    whole = source(archive_only=True)
+    assert set(whole.bars(DAY(2024, 6, 20), LAST)["symbol"].to_pylist()) == {"AAPL", "IBM", "MSFT"}
+    pages = sorted((whole.vendor.archive.folder / "bars").rglob("*.json.gz"))
+    pages[-1].unlink()
+    assert waits(whole.bars, DAY(2024, 6, 20), LAST)[0] == set()
+
+
+def test_quotes_that_were_walked_until_each_symbol_had_one_are_whole(
+    stub: AlpacaStub, source: Callable[..., AlpacaSource]
+) -> None:
+    settings = {"minute_bars": True, "alpaca_quote_minutes": 195, "symbols": "AAPL,IBM"}
+    stub.page_rows = 4
+    live = source(**settings).minute_bars(LAST, LAST)
+    rebuilt = source(archive_only=True, **settings)
+    assert rebuilt.minute_bars(LAST, LAST).equals(live)
+    tokens = [page.next_page_token for _, page in rebuilt._archived("quotes", alpaca_documents.quotes)]
+    assert tokens[-1] is not None  # the vendor had more, nobody wanted it
+    next(iter((rebuilt.vendor.archive.folder / "quotes").rglob("*.json.gz"))).unlink()
+    came, why = waits(rebuilt.minute_bars, LAST, LAST)
+    assert came == set()
+    assert "for quotes of IBM" in why["IBM"]
+
+
+class Undecided:
+    """A scorer that has nothing to say about one symbol."""
+
+    name = "undecided"
+
+    def score(self, texts: Sequence[Text]) -> list[float | None]:
+        return [None if text.ticker == "IBM" else 0.5 for text in texts]
+
+
+def test_what_nobody_can_score_is_left_out_and_the_rest_is_kept(
+    stub: AlpacaStub, source: Callable[..., AlpacaSource]
+) -> None:
+    stub.articles = [
+        article(1, "2024-06-27T15:00:00Z", ["AAPL", "IBM"], "Both gain"),
+        article(2, "2024-06-28T15:00:00Z", ["MSFT"], "One gains"),
+    ]
+    made = source()
+    made.scorer = Undecided()
+    rows = made.news(DAY(2024, 6, 26), LAST)
+    found = [(row["symbol"], row["article_id"], row["relevance_score"]) for row in rows.to_pylist()]
+    assert found == [("AAPL", "1", 0.5), ("MSFT", "2", 1.0)]
 
 
 def test_an_action_that_was_called_off_leaves_the_rebuilt_table(
@@ -831,6 +940,10 @@ def test_a_probe_is_one_request_and_a_sentence(stub: AlpacaStub, source: Callabl
     assert source().probe() == f"Alpaca answers: AAPL at {close:g} dollars, 2024-06-28 04:00 UTC (feed iex)."
     assert source(symbols="NONE").probe() == "Alpaca answers, and has no bar of NONE on its feed iex."
     assert len(stub.requests) == 2
+    told = source(symbols="AAPL,IBM,NONE,NADA").probe()
+    assert told.startswith(f"Alpaca answers: AAPL at {close:g} dollars, 2024-06-28 04:00 UTC (feed iex).")
+    assert told.endswith("It has no bar of NADA, NONE: are they written as Alpaca writes them?")
+    assert len(stub.requests) == 3
     stub.key_id = "another"
     with pytest.raises(SourceError, match="check QUANT_ALPACA_KEY_ID"):
         source().probe()

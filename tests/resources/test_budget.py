@@ -29,6 +29,10 @@ class Clock:
         self.now += seconds
         self.slept += seconds
 
+    @staticmethod
+    def at(text: str) -> dt.datetime:
+        return dt.datetime.fromisoformat(text)
+
     def set(self, at: str) -> None:
         self.now = dt.datetime.fromisoformat(at).timestamp()
 
@@ -107,21 +111,45 @@ def test_the_day_ends_at_midnight_in_new_york(tmp_path: Path) -> None:
     ],
 )
 def test_the_next_day_begins_where_the_clocks_say(tmp_path: Path, at: str, until: str) -> None:
-    clock = Clock(at)
-    assert make(tmp_path, clock).exhaust("enough").until == dt.datetime.fromisoformat(until)
+    with pytest.raises(QuotaExhausted) as refused:
+        make(tmp_path, Clock(at), per_day=0).take()
+    assert refused.value.until == dt.datetime.fromisoformat(until)
 
 
-def test_a_vendors_word_that_the_day_is_used_up_holds_until_tomorrow(tmp_path: Path) -> None:
-    clock = Clock()
+def test_a_vendors_word_that_the_day_is_used_up_holds_for_four_hours_then_one_request_finds_out(
+    tmp_path: Path,
+) -> None:
+    clock = Clock("2024-06-28T04:05:00+00:00")  # 00:05 in New York: the vendor's day may end hours later
     budget = make(tmp_path, clock, per_day=None)
     budget.take()
-    assert budget.left() is None
-    budget.exhaust("the vendor says: 25 a day")
-    assert budget.left() == 0
-    with pytest.raises(QuotaExhausted, match="25 a day"):
+    assert (budget.left(), budget.closed_until()) == (None, None)
+    assert budget.exhaust("the vendor says: 25 a day").until == clock.at("2024-06-28T08:05:00+00:00")
+    assert (budget.left(), budget.closed_until()) == (0, clock.at("2024-06-28T08:05:00+00:00"))
+    clock.set("2024-06-28T08:04:59+00:00")
+    with pytest.raises(QuotaExhausted, match="25 a day") as refused:
         make(tmp_path, clock).take()
-    clock.now += 24 * 3600
+    assert refused.value.until == clock.at("2024-06-28T08:05:00+00:00")
+    clock.set("2024-06-28T08:05:00+00:00")
     make(tmp_path, clock).take()
+    assert budget.used() == 2  # what was refused by us was not counted
+    budget.exhaust("still")
+    assert budget.closed_until() == clock.at("2024-06-28T12:05:00+00:00")
+
+
+def test_a_refusal_ends_at_midnight_in_new_york_at_the_latest(tmp_path: Path) -> None:
+    clock = Clock("2024-06-29T03:00:00+00:00")
+    budget = make(tmp_path, clock, per_day=None)
+    assert budget.exhaust("enough").until == clock.at("2024-06-29T04:00:00+00:00")
+    clock.set("2024-06-29T04:00:00+00:00")
+    budget.take()
+
+
+def test_a_clock_that_was_set_back_stretches_no_refusal(tmp_path: Path) -> None:
+    clock = Clock("2024-06-28T20:00:00+00:00")
+    budget = make(tmp_path, clock)
+    budget.exhaust("enough")
+    clock.set("2024-06-28T06:00:00+00:00")
+    budget.take()
 
 
 def test_two_that_share_a_file_share_the_allowance(tmp_path: Path) -> None:

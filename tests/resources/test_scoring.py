@@ -63,6 +63,11 @@ def small(tmp_path: Path, *lines: str) -> LexiconScorer:
         "Acme announces stock buyback",
         "Acme swings to profit",
         "Acme's lawsuit dismissed",
+        "Acme narrows losses",
+        "Acme's losses narrow in the third quarter",
+        "Acme losses decline",
+        "Acme's net loss shrank",
+        "Acme losses shrink",
     ],
 )
 def test_good_news_score_above_zero(lexicon: LexiconScorer, headline: str) -> None:
@@ -81,6 +86,10 @@ def test_good_news_score_above_zero(lexicon: LexiconScorer, headline: str) -> No
         "Acme is not profitable",
         "Acme isn\u2019t growing",
         "Acme can't improve its margins",
+        "Acme fails to beat estimates",
+        "Acme failed to win approval",
+        "Acme's drug may fail to improve survival",
+        "Regulators denied Acme approval",
     ],
 )  # fmt: skip
 def test_bad_news_score_below_zero(lexicon: LexiconScorer, headline: str) -> None:
@@ -125,6 +134,32 @@ def test_the_words_around_count_within_their_clause(tmp_path: Path) -> None:
     assert of(scorer, "slightly good") == 0.244919
 
 
+def test_what_fails_is_not_good_and_what_was_bad_stays_so(tmp_path: Path) -> None:
+    scorer = small(tmp_path, "good,1", "bad,-1")
+    for title in ("fails to be good", "failed to good", "fail to do good"):
+        assert of(scorer, title) == -0.336376  # tanh(-0.7 / 2)
+    assert of(scorer, "fails to be bad") == -0.462117
+    for title in ("fails good", "fails to reach anyone there good", "fails to, good"):
+        assert of(scorer, title) == 0.462117
+
+
+def test_what_is_denied_is_turned_round(lexicon: LexiconScorer, tmp_path: Path) -> None:
+    scorer = small(tmp_path, "good,1", "bad,-1")
+    assert of(scorer, "denies bad") == of(scorer, "denied any bad") == 0.336376
+    assert of(scorer, "denied good") == -0.336376
+    assert of(scorer, "denies, bad") == -0.462117
+    assert of(lexicon, "Acme denies fraud") > of(lexicon, "Acme fraud") + 0.5
+
+
+def test_less_than_expected_softens_what_is_bad_alone(tmp_path: Path) -> None:
+    scorer = small(tmp_path, "good,1", "bad,-1")
+    for title in ("bad less than expected", "bad by less than feared", "bad smaller than forecast"):
+        assert of(scorer, title) == -0.244919
+    assert of(scorer, "good less than expected") == 0.462117
+    for title in ("bad, less than expected", "bad less than last year", "bad for us all less than expected"):
+        assert of(scorer, title) == -0.462117
+
+
 def test_all_tickers_of_an_article_have_one_score(lexicon: LexiconScorer) -> None:
     texts = [TEXT, TEXT._replace(ticker="OTHER", company="Other"), Text("Other slumps", "", "OTHER", "")]
     scores = lexicon.score(texts)
@@ -143,7 +178,7 @@ def test_the_list_is_clean_and_names_the_scorer(lexicon: LexiconScorer, tmp_path
         assert found == (len(phrase.split()), float(weight)), phrase
     changed = tmp_path / "other.csv"
     changed.write_bytes(LEXICON.read_bytes() + b"acme,0.1\n")
-    assert lexicon.name.startswith("lexicon-v1-")
+    assert lexicon.name.startswith("lexicon-v2-")
     assert LexiconScorer(changed).name != lexicon.name == LexiconScorer().name
 
 
@@ -219,13 +254,38 @@ def test_an_answer_that_is_no_score_is_asked_for_once_more(
     bedrock.answers("I would say 0.5", question(TEXT))
     bedrock.answers('{"score": 0.5}')
     assert scorer().score([TEXT]) == [0.5]
-    bedrock.answers('{"score": 7}')
+
+
+def test_a_text_without_a_score_is_left_out_said_and_not_paid_for_twice(
+    bedrock: BedrockStub, scorer: Callable[..., BedrockScorer], caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = TEXT._replace(title="terrible"), TEXT._replace(title="fine")
+    bedrock.answers('{"score": 7}', question(bad))
     bedrock.answers('{"score": "good"}')
-    with pytest.raises(
-        SourceError, match=r"asked twice for a score of ACME and gave none: .*\[-1, 1\]"
-    ) as told:
-        scorer().score([TEXT._replace(title="other")])
-    assert "QUANT_BEDROCK_MODEL_ID" in str(told.value)
+    bedrock.answers('{"score": 0.5}', question(good))
+    first = scorer()
+    assert first.score([bad, good]) == [None, 0.5]
+    assert first.asked == 3
+    assert "no score for 1 of 2 texts" in caplog.text
+    assert "ACME: 'terrible'" in caplog.text
+    assert "QUANT_BEDROCK_MODEL_ID" in caplog.text
+    again = scorer()
+    assert again.score([good, bad]) == [0.5, None]
+    assert (again.asked, again.reused) == (0, 2)
+    assert scorer(archive_only=True).score([bad]) == [None]
+    bedrock.answers('{"score": -0.5}', question(bad), model="other.model")
+    assert scorer(model_id="other.model").score([bad]) == [-0.5]
+
+
+def test_a_company_that_gets_a_name_is_not_asked_about_again(
+    bedrock: BedrockStub, scorer: Callable[..., BedrockScorer]
+) -> None:
+    unnamed = TEXT._replace(company="")
+    bedrock.answers('{"score": 0.25}', question(unnamed))
+    assert scorer().score([unnamed]) == [0.25]
+    again = scorer()
+    assert again.score([TEXT, TEXT._replace(company="Acme Corporation")]) == [0.25, 0.25]
+    assert again.asked == 0
 
 
 @pytest.mark.parametrize(
@@ -281,7 +341,7 @@ def test_a_busy_bedrock_is_waited_for_and_what_came_is_kept(
 
 
 def test_settings_choose_the_scorer(tmp_path: Path) -> None:
-    assert open_scorer(load_settings(home=tmp_path)).name.startswith("lexicon-v1-")
+    assert open_scorer(load_settings(home=tmp_path)).name.startswith("lexicon-v2-")
     chosen = open_scorer(load_settings(home=tmp_path, news_scorer="bedrock", bedrock_model_id="some.model"))
     assert isinstance(chosen, BedrockScorer)
     assert chosen.name.startswith("bedrock-some.model-")
