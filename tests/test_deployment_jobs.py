@@ -153,7 +153,7 @@ def sagemaker(chain: Any, tmp_path: Path) -> Iterator[World]:
             app.__exit__(None, None, None)
 
 
-@pytest.fixture(params=["local", "sagemaker"])
+@pytest.fixture(params=["local", pytest.param("sagemaker", marks=pytest.mark.slow)])
 def world(request: pytest.FixtureRequest, chain: Any) -> World:
     # Named here too, so that it is seen that these tests need the filled home: it is filled once.
     return request.getfixturevalue(request.param)

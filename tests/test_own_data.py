@@ -189,6 +189,7 @@ def test_an_unknown_symbol_and_an_empty_folder_are_explained(folder: Path, tmp_p
 
 
 @pytest.mark.skipif(not SHARED_FILES.is_dir(), reason="the real files are not part of the project")
+@pytest.mark.slow
 def test_real_bars_with_gaps_need_consent(tmp_path: Path) -> None:
     """INTC 2022-2024 lacks eleven sessions."""
     span = {"QUANT_FIRST_SESSION": "2022-03-03", "QUANT_LAST_SESSION": "2024-12-31"}
