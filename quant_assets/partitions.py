@@ -18,6 +18,8 @@ from quant_resources.sources import open_source
 
 # Partitions reach this far into the future, so that a long-lived process knows the coming holidays.
 YEARS_AHEAD = 1
+# On a run over a range of sessions: its first and its last.
+RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 # On runs that compute the features of the sessions that they bring in, so that automation need not.
 BRINGS_FEATURES_TAG = "quant/brings_features"
 

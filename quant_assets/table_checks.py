@@ -8,7 +8,7 @@ import datetime as dt
 
 import dagster as dg
 
-from quant_assets.partitions import CALENDAR, updated_elsewhere
+from quant_assets.partitions import CALENDAR, RANGE_TAGS, updated_elsewhere
 from quant_assets.presentation import markdown_table
 from quant_resources.iceberg import TableSpec, Warehouse
 
@@ -19,7 +19,6 @@ AFTER_ITS_ASSET = (
 ).with_label("after_its_asset")
 UNTAGGED_SESSIONS = 250  # newest stored sessions that a check looks at when its run has no partition
 PARTITION_TAG = "dagster/partition"
-RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 
 def checked_sessions(

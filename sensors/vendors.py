@@ -11,9 +11,9 @@ import dagster as dg
 
 from jobs.ingest import ingest_job, securities_job
 from jobs.nightly import daily_signals_job
+from quant_assets.partitions import RANGE_TAGS
 from quant_resources.iceberg import Column, TableSpec, Warehouse
 
-RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 # What the sensor reads of the table (sensors import no layer).
 COVERAGE = TableSpec(
     name="market.coverage",
@@ -28,8 +28,6 @@ COVERAGE = TableSpec(
     key=("dataset", "symbol", "first_session", "last_session"),
     slice_column="dataset",
 )
-
-
 # What a run did not bring about is asked for again after so long, each time twice as long, at most daily.
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 1800.0, 86400.0
 UNFINISHED = [

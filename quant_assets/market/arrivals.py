@@ -1,7 +1,7 @@
 """What becomes of rows that a source hands over: corrections of stored sessions, symbols that have to wait. Pure.
 
 Belongs here: comparing what came with what is stored, and saying what became of each symbol. Does not belong here: whether a row is
-acceptable (`validation.py`) and writing it (`assets.py`).
+acceptable (`validation.py`) and writing it (`live.py`).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def corrections(
 
     Args:
         fetched, stored: rows of the same sessions, columns as `spec`.
-        spec: names the key.
+        spec: names the key, which holds the session.
         began: first session that the table holds; earlier ones were never wanted. None: that of `stored`.
     """
     import pandas as pd
@@ -84,9 +84,7 @@ def corrections(
     changes: list[dict[str, object]] = []
     for at in changed.nonzero()[0]:
         identity = dict(zip(key, now.index[at], strict=True))
-        named = {"session": str(identity.pop("session", "")), **{k: str(v) for k, v in identity.items()}}
-        if "session" not in spec.key:
-            named["session"] = str(now["session"].iloc[at])
+        named = {"session": str(identity.pop("session")), **{k: str(v) for k, v in identity.items()}}
         if added[at]:
             changes.append({**named, "column": "(row)", "stored": "", "now": "added"})
         for name in values:

@@ -81,7 +81,8 @@ class Arrival:
             return part.rows
         except SourceUnavailable as error:
             self.waiting = [Waiting(symbol, str(error), self._again()) for symbol in self.symbols]
-            self._record(self.spec.arrow_schema.empty_table(), [])
+            self.judge(self.spec.arrow_schema.empty_table(), [])
+            self._write(brought=False)
             raise dg.Failure(f"{error}. Nothing was written.") from error
         except SourceError as error:
             raise dg.Failure(f"{error}. Nothing was written.", allow_retries=False) from error
@@ -100,9 +101,9 @@ class Arrival:
     def _again(self) -> dt.datetime:
         """When a vendor that owes the newest session is worth asking again."""
         now = dt.datetime.now(dt.UTC)
-        return now + arrivals.ask_again_after(
-            now - CALENDAR.close(self.last), settings().alpha_vantage_requests_per_day
-        )
+        # Of the vendors only Alpha Vantage counts requests by the day.
+        limited = self.source.name == "alpha_vantage" and settings().alpha_vantage_requests_per_day
+        return now + arrivals.ask_again_after(now - CALENDAR.close(self.last), limited or None)
 
     # -- what came ---------------------------------------------------------------------------------------------------------
 
@@ -204,10 +205,6 @@ class Arrival:
         if later[0] > self.last and self.warehouse.read(self.spec, *later, ["session"]).num_rows:
             # A session that comes under later ones, in a run that computes its own features alone.
             self._report((self.last,), "brought in after later sessions")
-
-    def _record(self, data: pa.Table, missing: Sequence[tuple[str, dt.date]]) -> None:
-        self.judge(data, missing)
-        self._write(brought=False)
 
     def _write(self, brought: bool) -> None:
         if not self.source.is_live:

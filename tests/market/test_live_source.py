@@ -255,7 +255,6 @@ def test_a_late_session_fails_the_night_and_is_tried_again_every_half_hour(
     assert house.run(FIRST, LAST).success
     house.vendor.unpublished = {("IBM", NIGHT)}
     monkeypatch.setattr(arrivals, "LATE_FOR", dt.timedelta(days=365 * 100))
-    monkeypatch.setattr(arrivals, "LATE_AGAIN_LIMITED", dt.timedelta(minutes=30))
     result = house.run(NIGHT, NIGHT)
     assert not result.success
     assert "may not have published them yet" in _failure(result)
@@ -449,3 +448,17 @@ def test_overviews_that_wait_are_asked_for_again(house: House) -> None:
     house.vendor.securities = honest  # type: ignore[method-assign]
     assert dg.materialize([assets.securities], instance=house.instance, resources=resources).success
     assert "no symbol waits" in house.why_not()
+
+
+@pytest.mark.parametrize(("name", "minutes"), [("alpaca", 30), ("alpha_vantage", 180)])
+def test_only_a_vendor_that_counts_by_the_day_is_asked_less_often(
+    house: House, monkeypatch: pytest.MonkeyPatch, name: str, minutes: int
+) -> None:
+    monkeypatch.setattr(arrivals, "LATE_FOR", dt.timedelta(days=365 * 100))
+    house.vendor.name = name
+    house.vendor.unpublished = {("IBM", NIGHT)}
+    assert house.run(FIRST, LAST).success
+    before = dt.datetime.now(dt.UTC)
+    assert not house.run(NIGHT, NIGHT).success
+    again = house.coverage()["IBM", NIGHT]["retry_at"] - before
+    assert dt.timedelta(minutes=minutes) <= again < dt.timedelta(minutes=minutes + 5)
